@@ -1,0 +1,2 @@
+//! latentgate
+fn main() {}
