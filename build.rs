@@ -1,6 +1,6 @@
 //! Compiles the proto without protoc, writes the descriptor set for reflection, and tells the binary its commit.
 
-use std::{env, error::Error, fs, path::PathBuf, process::Command};
+use std::{error::Error, fs, path::PathBuf, process::Command};
 
 use prost::Message as _;
 
@@ -9,7 +9,8 @@ const PROTO: &str = "proto/latentgate/v1/latents.proto";
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile([PROTO], ["proto"])?;
-    let out = PathBuf::from(env::var("OUT_DIR")?);
+    #[expect(clippy::disallowed_methods, reason = "cargo speaks to build scripts through the environment")]
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
     fs::write(out.join("latentgate.v1.fds"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         // Payloads arrive as slices of the received buffer, not as copies.

@@ -1,5 +1,45 @@
-//! latentgate
+//! latentgate: a gRPC edge proxy and cache for hybrid inference.
+//!
+//! Generation services hand it the heavy ends of a latent-diffusion pipeline (VAE decode, VAE encode); it answers from
+//! memory, from a computation already in flight, or from its own engine. The rooms, from the ground up; a module imports
+//! lower floors and its own room only, and `tests/it/architecture.rs` holds that:
+//!
+//! ```text
+//! 5  main  cli  app  config  telemetry          composition
+//! 4  front/{grpc, admin, listen, status}        what speaks to clients
+//! 3  pipeline                                   the one path of a request
+//! 2  admission  flight                          flow
+//! 1  cache/{memory, alias}  backend/local  weights   resources
+//! 0  error .. key, body, artifact, render, ..   ground: pure
+//! ```
+//!
+//! Start at [`App`]; the path of a request is [`pipeline`].
+
+// Floor 0: each module imports only modules above it.
+pub mod error;
+pub mod metrics;
+pub mod deadline;
+pub mod progress;
+pub mod task;
 pub mod tensor;
-/// Generated.
-#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]
-pub mod proto { tonic::include_proto!("latentgate.v1"); }
+pub mod float;
+pub mod latents;
+pub mod picture;
+pub mod render;
+pub mod preview;
+pub mod model;
+pub mod job;
+pub mod key;
+pub mod meta;
+pub mod body;
+pub mod artifact;
+
+/// The wire's messages and client, generated from `proto/`; its comments are the API reference.
+#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications)]
+pub mod proto {
+    tonic::include_proto!("latentgate.v1");
+
+    /// The descriptor set, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/latentgate.v1.fds"));
+}
+

@@ -1,2 +1,3 @@
-//! latentgate
+//! The program.
+
 fn main() {}

@@ -1,0 +1,207 @@
+//! The one growing buffer: one writer appends, many readers follow, each at its own pace.
+//!
+//! A body has a [`Meta`] before its first byte, then slices of bytes in order, then exactly one end: complete with a
+//! [`Seal`], or failed with an error. A writer that is dropped midway fails it, so a short body never looks whole. Bytes
+//! are shared slices: appending and reading copy nothing. Readers never block the writer nor each other.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::{error::Error, meta::Meta};
+
+/// Proves the bytes of a whole body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// Bytes in all.
+    pub length: u64,
+    /// BLAKE3 of all bytes.
+    pub digest: [u8; 32],
+}
+
+/// What happens to be there of a body, and how it ended.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// Whole, and sealed.
+    Complete(Seal),
+    /// Never to be whole.
+    Failed(Error),
+}
+
+/// Shared by one writer and any number of readers. Cloning is cheap.
+#[derive(Clone)]
+pub struct Body(Arc<Shared>);
+
+struct Shared {
+    meta: OnceLock<Meta>,
+    grown: Mutex<Grown>,
+    /// Wakes readers; carries nothing.
+    changed: watch::Sender<()>,
+}
+
+#[derive(Default)]
+struct Grown {
+    slices: Vec<Bytes>,
+    end: Option<End>,
+}
+
+/// Appends to a body. Dropped without [`BodyWriter::finish`] or [`BodyWriter::fail`], it fails the body.
+pub struct BodyWriter {
+    body: Body,
+    hasher: blake3::Hasher,
+    length: u64,
+}
+
+/// Reads a body from its first byte, however much of it exists.
+pub struct BodyReader {
+    body: Body,
+    changed: watch::Receiver<()>,
+    next: usize,
+}
+
+// === impl Body ===
+
+impl Body {
+    /// An empty body and the one handle that fills it.
+    pub fn channel() -> (BodyWriter, Self) {
+        let shared = Shared { meta: OnceLock::new(), grown: Mutex::default(), changed: watch::Sender::new(()) };
+        let body = Self(Arc::new(shared));
+        (BodyWriter { body: body.clone(), hasher: blake3::Hasher::new(), length: 0 }, body)
+    }
+
+    /// A reader that begins at the first byte.
+    pub fn reader(&self) -> BodyReader {
+        BodyReader { body: self.clone(), changed: self.0.changed.subscribe(), next: 0 }
+    }
+
+    /// How it ended, if it has.
+    pub fn end(&self) -> Option<End> {
+        self.0.grown.lock().end.clone()
+    }
+
+    /// The metadata, once the writer has set it.
+    pub fn meta(&self) -> Option<&Meta> {
+        self.0.meta.get()
+    }
+
+    /// Ends the body if it has no end yet, and wakes every reader.
+    fn close(&self, end: End) {
+        self.0.grown.lock().end.get_or_insert(end);
+        self.0.changed.send_replace(());
+    }
+}
+
+// === impl BodyWriter ===
+
+impl BodyWriter {
+    /// Announces what the bytes are. Once, before the first byte.
+    pub fn begin(&mut self, meta: Meta) -> Result<(), Error> {
+        self.body.0.meta.set(meta).map_err(|_| Error::internal("a body began twice"))?;
+        self.body.0.changed.send_replace(());
+        Ok(())
+    }
+
+    /// Appends a slice. Hashes it on the calling thread: callers keep slices near a megabyte on async threads.
+    pub fn append(&mut self, slice: Bytes) -> Result<(), Error> {
+        let announced = self.body.meta().ok_or_else(|| Error::internal("bytes before metadata"))?.length;
+        self.length += slice.len() as u64;
+        if self.length > announced {
+            return Err(Error::internal(format!("{} bytes made, {announced} announced", self.length)));
+        }
+        if !slice.is_empty() {
+            self.hasher.update(&slice);
+            self.body.0.grown.lock().slices.push(slice);
+            self.body.0.changed.send_replace(());
+        }
+        Ok(())
+    }
+
+    /// Ends the body as whole. `fill` runs before any reader can see the end, so that whoever has the whole answer can
+    /// count on finding it where `fill` put it. Fewer bytes than announced are a failure, not a short success.
+    pub fn finish(self, fill: impl FnOnce(&Meta, Seal, &Body)) -> Result<Seal, Error> {
+        let seal = Seal { length: self.length, digest: *self.hasher.finalize().as_bytes() };
+        match self.body.meta() {
+            Some(meta) if meta.length == self.length => {
+                fill(meta, seal, &self.body);
+                self.body.close(End::Complete(seal));
+                Ok(seal)
+            }
+            announced => {
+                let wanted = announced.map_or(0, |meta| meta.length);
+                let error = Error::internal(format!("{} bytes made, {wanted} announced", self.length));
+                self.fail(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the body with an error that every reader gets.
+    pub fn fail(self, error: Error) {
+        self.body.close(End::Failed(error));
+    }
+}
+
+impl Drop for BodyWriter {
+    fn drop(&mut self) {
+        if self.body.end().is_none() {
+            self.body.close(End::Failed(Error::internal("the run ended without an answer")));
+        }
+    }
+}
+
+// === impl BodyReader ===
+
+impl BodyReader {
+    /// Waits for the metadata, or for the failure that came instead. Cancel-safe.
+    pub async fn meta(&mut self) -> Result<Meta, Error> {
+        loop {
+            if let Some(meta) = self.body.meta() {
+                return Ok(meta.clone());
+            }
+            if let Some(End::Failed(error)) = self.body.end() {
+                return Err(error);
+            }
+            self.wait().await;
+        }
+    }
+
+    /// The next slice as the writer appended it; `None` after the last, and only when the body is whole. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            let (slice, end) = {
+                let grown = self.body.0.grown.lock();
+                (grown.slices.get(self.next).cloned(), grown.end.clone())
+            };
+            match (slice, end) {
+                (Some(slice), _) => {
+                    self.next += 1;
+                    return Ok(Some(slice));
+                }
+                (None, Some(End::Complete(_))) => return Ok(None),
+                (None, Some(End::Failed(error))) => return Err(error),
+                (None, None) => self.wait().await,
+            }
+        }
+    }
+
+    /// The seal. Waits for the end. Cancel-safe.
+    pub async fn seal(&mut self) -> Result<Seal, Error> {
+        loop {
+            match self.body.end() {
+                Some(End::Complete(seal)) => return Ok(seal),
+                Some(End::Failed(error)) => return Err(error),
+                None => self.wait().await,
+            }
+        }
+    }
+
+    async fn wait(&mut self) {
+        // The sender lives in the body that this reader holds, so the channel cannot be closed.
+        self.changed.changed().await.expect("a reader holds its body");
+    }
+}
+
+#[cfg(test)]
+mod tests;

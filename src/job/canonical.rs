@@ -1,0 +1,79 @@
+//! From a checked spec and its payload to the job: one form for everything that means the same.
+
+use bytes::Bytes;
+
+use super::{Checked, DecodeSpec, EncodeInput, Job, Spec, Work, check::check_size};
+use crate::{
+    error::{Error, ErrorKind},
+    latents, picture,
+    picture::PictureError,
+    tensor::Tensor,
+};
+
+impl Checked {
+    /// Proves the payload and brings it to canonical form. Works through every byte, so it belongs off the async
+    /// threads for anything large.
+    pub fn canonicalise(&self, data: Bytes) -> Result<Job, Error> {
+        let work = match &self.spec {
+            Spec::Decode(spec) => Work::Decode { latents: canonical_latents(spec, data)?, output: spec.output },
+            Spec::Encode(spec) => {
+                Work::Encode { pixels: self.canonical_pixels(&spec.input, data)?, mode: spec.mode, dtype: spec.dtype }
+            }
+        };
+        Ok(Job { model: self.model.clone(), scaling: self.scaling, work })
+    }
+
+    /// Bytes that [`Self::canonicalise`] will take beside the payload, known from the spec, or for an image file from
+    /// its header: to be reserved before.
+    pub fn canonical_bytes(&self, data: &Bytes) -> Result<u64, Error> {
+        match &self.spec {
+            // Widening doubles 16-bit latents; unpacking writes them once more.
+            Spec::Decode(spec) => Ok(spec.shape.elements() * 4 * if spec.shape.rank() == 3 { 2 } else { 1 }),
+            Spec::Encode(spec) => match &spec.input {
+                EncodeInput::Pixels { shape, .. } => Ok(shape.elements() * 4),
+                EncodeInput::Image { .. } => {
+                    let (width, height) = picture::dimensions(data).map_err(bad_image)?;
+                    check_size("image", 1, [height as usize, width as usize], &self.limits)?;
+                    // Decoded at up to 16 bits and four channels, then 8-bit RGB, then resized.
+                    Ok(u64::from(width) * u64::from(height) * (8 + 3 + 3))
+                }
+            },
+        }
+    }
+
+    fn canonical_pixels(&self, input: &EncodeInput, data: Bytes) -> Result<Tensor, Error> {
+        match input {
+            EncodeInput::Image { .. } => {
+                let limits = picture::PictureLimits { max_pixels: self.limits.max_pixels, max_side: MAX_SIDE };
+                picture::read(&data, &limits).map_err(bad_image)
+            }
+            EncodeInput::Pixels { dtype, shape, range } => {
+                let tensor =
+                    Tensor::try_new(*dtype, shape.clone(), data).map_err(|error| Error::bad_request("data", error))?;
+                picture::from_tensor(&tensor, *range).map_err(|error| Error::bad_request("data", error))
+            }
+        }
+    }
+}
+
+/// The longest side a picture may have: what WebP allows is less, what JPEG allows is this.
+const MAX_SIDE: u32 = 65_535;
+
+fn canonical_latents(spec: &DecodeSpec, data: Bytes) -> Result<Tensor, Error> {
+    let bad = |error| Error::bad_request("data", error);
+    let sent =
+        Tensor::try_new(spec.dtype, spec.shape.clone(), data).map_err(|error| Error::bad_request("data", error))?;
+    match spec.picture {
+        Some((height, width)) if spec.shape.rank() == 3 => {
+            latents::widen(&latents::unpack(&sent, height, width).map_err(bad)?).map_err(bad)
+        }
+        _ => latents::widen(&sent).map_err(bad),
+    }
+}
+
+fn bad_image(error: PictureError) -> Error {
+    match error {
+        PictureError::TooLarge { .. } => Error::field(ErrorKind::TooLarge, "image", error),
+        _ => Error::bad_request("image", error),
+    }
+}

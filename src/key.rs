@@ -1,0 +1,133 @@
+//! Content keys: a digest that names a job's result.
+//!
+//! A key names the *request* (REAPI's action key, not its content address): two jobs have equal keys if and only if
+//! task, model id and revision, parameters, output and canonical input are equal. It proves nothing about bytes; the
+//! [`Seal`](crate::body::Seal) does. Keys are stable across restarts, releases and machines until `CONTEXT` is
+//! raised; a golden test pins them.
+
+use std::fmt;
+
+use crate::{
+    job::{EncodeMode, Job, Output, Work},
+    model::Scaling,
+    tensor::{DType, Tensor},
+};
+
+/// BLAKE3's derive-key context. Raise the number with any change of the encoding below: old entries become misses.
+const CONTEXT: &str = "latentgate 2026-11-23 content key v1";
+
+/// The digest that names a job's result.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContentKey([u8; 32]);
+
+/// Hashes fields so that no two different lists of fields give the same bytes: each is a tag, a length, its content.
+struct Encoder(blake3::Hasher);
+
+/// Tags of the fields. Numbers are part of the key: append, never renumber.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Tag {
+    Task = 1,
+    Model = 2,
+    Revision = 3,
+    Scaling = 4,
+    Output = 5,
+    Mode = 6,
+    InputType = 7,
+    InputShape = 8,
+    Input = 9,
+}
+
+// === impl ContentKey ===
+
+impl ContentKey {
+    /// The key of a job. Works through the whole input: off the async threads for anything large.
+    pub fn of(job: &Job) -> Self {
+        let mut key = Encoder(blake3::Hasher::new_derive_key(CONTEXT));
+        key.field(Tag::Task, job.task().label().as_bytes());
+        key.field(Tag::Model, job.model.id.as_str().as_bytes());
+        key.field(Tag::Revision, job.model.revision.as_bytes());
+        key.scaling(job.scaling);
+        match &job.work {
+            Work::Decode { output, .. } => key.output(*output),
+            Work::Encode { mode, dtype, .. } => {
+                key.output(Output::Tensor(*dtype));
+                key.mode(*mode);
+            }
+        }
+        key.input(job.input());
+        Self(*key.0.finalize().as_bytes())
+    }
+
+    /// The digest.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for ContentKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ContentKey {
+    /// The first 16 hex digits: enough to find it in a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..8].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+// === impl Encoder ===
+
+impl Encoder {
+    fn field(&mut self, tag: Tag, content: &[u8]) {
+        self.0.update(&[tag as u8]).update(&(content.len() as u64).to_le_bytes()).update(content);
+    }
+
+    fn scaling(&mut self, Scaling { factor, shift }: Scaling) {
+        let [a, b] = [factor.to_le_bytes(), shift.to_le_bytes()];
+        self.field(Tag::Scaling, &[a, b].concat());
+    }
+
+    fn output(&mut self, output: Output) {
+        let (form, detail) = match output {
+            Output::Tensor(dtype) => (0u8, u32::from(dtype_code(dtype))),
+            Output::Uint8 => (1, 0),
+            Output::Png => (2, 0),
+            Output::Jpeg(quality) => (3, u32::from(quality)),
+            Output::Webp => (4, 0),
+            Output::Mp4(fps) => (5, fps),
+        };
+        let mut content = [form, 0, 0, 0, 0];
+        content[1..].copy_from_slice(&detail.to_le_bytes());
+        self.field(Tag::Output, &content);
+    }
+
+    fn mode(&mut self, mode: EncodeMode) {
+        match mode {
+            EncodeMode::Mean => self.field(Tag::Mode, &[]),
+            EncodeMode::Sample { seed } => self.field(Tag::Mode, &seed.to_le_bytes()),
+        }
+    }
+
+    fn input(&mut self, input: &Tensor) {
+        self.field(Tag::InputType, &[dtype_code(input.dtype())]);
+        let dims: Vec<u8> = input.shape().dims().iter().flat_map(|&d| (d as u64).to_le_bytes()).collect();
+        self.field(Tag::InputShape, &dims);
+        self.field(Tag::Input, input.data());
+    }
+}
+
+/// Codes of dtypes inside keys: part of the key, never renumbered.
+const fn dtype_code(dtype: DType) -> u8 {
+    match dtype {
+        DType::F32 => 0,
+        DType::F16 => 1,
+        DType::BF16 => 2,
+        DType::U8 => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,326 @@
+//! THE catalogue: every metric's name, unit, help and buckets, and the only functions that record them.
+//!
+//! One [`Metrics`] belongs to one running app, with a recorder of its own: tests that run many apps in one process count
+//! exactly, and nothing is global. Label values come from closed sets (enums here, models from the configuration),
+//! never from clients.
+
+use std::{sync::Arc, time::Duration};
+
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, SharedString};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+mod catalogue;
+
+pub use catalogue::{CATALOGUE, Declared, Kind};
+use catalogue::{DURATION_BUCKETS, name};
+
+/// How a request ended, and where its answer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Found whole in the memory tier.
+    HitMemory,
+    /// Attached to a run in progress.
+    Coalesced,
+    /// Made by a backend for this request.
+    Computed,
+    /// Not answered.
+    Error,
+}
+
+/// Which front a request came through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Front {
+    /// gRPC.
+    Grpc,
+}
+
+/// A storage level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TierName {
+    /// The memory tier.
+    Memory,
+}
+
+/// Why a tier let an artifact go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EvictionReason {
+    /// For room.
+    Size,
+    /// Past its time to live.
+    Expired,
+}
+
+/// Facts of a request that is over.
+#[derive(Clone, Debug)]
+pub struct RequestFacts {
+    /// Through which front.
+    pub front: Front,
+    /// Label of the task: `decode`, `encode`, ...
+    pub task: &'static str,
+    /// A configured model's id, or `none` when the request named no known one.
+    pub model: Arc<str>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// First message to last.
+    pub duration: Duration,
+    /// First message to first byte of the answer, if there was one.
+    pub first_byte: Option<Duration>,
+    /// Input bytes taken.
+    pub bytes_in: u64,
+    /// Answer bytes given.
+    pub bytes_out: u64,
+}
+
+/// The recorder of one app. Clones share it.
+#[derive(Clone)]
+pub struct Metrics(Arc<Inner>);
+
+struct Inner {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    process: metrics_process::Collector,
+}
+
+/// A gauge that counts what is alive: up when made, down when dropped.
+#[must_use]
+pub struct Alive {
+    gauge: Gauge,
+    amount: f64,
+}
+
+// === impl labels ===
+
+impl Outcome {
+    /// Metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::HitMemory => "hit_memory",
+            Self::Coalesced => "coalesced",
+            Self::Computed => "computed",
+            Self::Error => "error",
+        }
+    }
+}
+
+impl Front {
+    /// Metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+        }
+    }
+}
+
+impl TierName {
+    /// Metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+        }
+    }
+}
+
+impl EvictionReason {
+    /// Metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Size => "size",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+// === impl Metrics ===
+
+const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
+
+impl Metrics {
+    /// A recorder that knows the whole catalogue.
+    pub fn new() -> Self {
+        let mut builder = PrometheusBuilder::new();
+        for declared in CATALOGUE.iter().filter(|d| d.kind == Kind::Histogram) {
+            builder = builder
+                .set_buckets_for_metric(Matcher::Full(declared.name.to_owned()), DURATION_BUCKETS)
+                .expect("the bucket list is not empty");
+        }
+        let recorder = builder.build_recorder();
+        for declared in CATALOGUE {
+            let help = SharedString::const_str(declared.help);
+            match declared.kind {
+                Kind::Counter => recorder.describe_counter(declared.name.into(), declared.unit, help),
+                Kind::Gauge => recorder.describe_gauge(declared.name.into(), declared.unit, help),
+                Kind::Histogram => recorder.describe_histogram(declared.name.into(), declared.unit, help),
+            }
+        }
+        let process = metrics_process::Collector::default();
+        metrics::with_local_recorder(&recorder, || process.describe());
+        let handle = recorder.handle();
+        Self(Arc::new(Inner { recorder, handle, process }))
+    }
+
+    /// The Prometheus text of now.
+    pub fn render(&self) -> String {
+        metrics::with_local_recorder(&self.0.recorder, || self.0.process.collect());
+        self.0.handle.render()
+    }
+
+    /// Folds recorded samples into their buckets. To be called every few seconds: samples wait in memory until then.
+    pub fn upkeep(&self) {
+        self.0.handle.run_upkeep();
+    }
+
+    fn counter(&self, name: &'static str, labels: Vec<Label>) -> Counter {
+        self.0.recorder.register_counter(&Key::from_parts(name, labels), &METADATA)
+    }
+
+    fn gauge(&self, name: &'static str, labels: Vec<Label>) -> Gauge {
+        self.0.recorder.register_gauge(&Key::from_parts(name, labels), &METADATA)
+    }
+
+    fn histogram(&self, name: &'static str, labels: Vec<Label>) -> Histogram {
+        self.0.recorder.register_histogram(&Key::from_parts(name, labels), &METADATA)
+    }
+
+    /// Constant 1 with what this binary is.
+    pub fn build_info(&self, version: &'static str, commit: &'static str, features: &'static str) {
+        let labels = vec![
+            Label::from_static_parts("version", version),
+            Label::from_static_parts("commit", commit),
+            Label::from_static_parts("features", features),
+        ];
+        self.gauge(name::BUILD_INFO, labels).set(1.0);
+    }
+
+    /// A request is over.
+    pub fn request(&self, facts: &RequestFacts) {
+        let task = Label::from_static_parts("task", facts.task);
+        let outcome = Label::from_static_parts("outcome", facts.outcome.label());
+        let labels = vec![
+            Label::from_static_parts("front", facts.front.label()),
+            task.clone(),
+            Label::new("model", facts.model.clone()),
+            outcome.clone(),
+        ];
+        self.counter(name::REQUESTS, labels).increment(1);
+        let short = vec![task.clone(), outcome];
+        self.histogram(name::REQUEST_DURATION, short.clone()).record(facts.duration);
+        if let Some(first_byte) = facts.first_byte {
+            self.histogram(name::FIRST_BYTE, short).record(first_byte);
+        }
+        self.counter(name::REQUEST_BYTES, vec![task.clone()]).increment(facts.bytes_in);
+        self.counter(name::RESPONSE_BYTES, vec![task]).increment(facts.bytes_out);
+    }
+
+    /// A request failed, for the reason of the error table.
+    pub fn error(&self, reason: &'static str) {
+        self.counter(name::ERRORS, vec![Label::from_static_parts("reason", reason)]).increment(1);
+    }
+
+    /// One more request in flight, for as long as the answer lives.
+    pub fn inflight_request(&self) -> Alive {
+        Alive::new(self.gauge(name::INFLIGHT_REQUESTS, vec![]), 1.0)
+    }
+
+    /// Bytes reserved by requests and flights, for as long as the answer lives.
+    pub fn inflight_bytes(&self, bytes: u64) -> Alive {
+        Alive::new(self.gauge(name::INFLIGHT_BYTES, vec![]), bytes as f64)
+    }
+
+    /// The limits that the two gauges above run into.
+    pub fn inflight_capacity(&self, requests: usize, bytes: u64) {
+        self.gauge(name::INFLIGHT_REQUESTS_CAPACITY, vec![]).set(requests as f64);
+        self.gauge(name::INFLIGHT_CAPACITY_BYTES, vec![]).set(bytes as f64);
+    }
+
+    /// What a tier holds, and may hold.
+    pub fn cache(&self, tier: TierName, entries: u64, bytes: u64, capacity: u64) {
+        let labels = || vec![Label::from_static_parts("tier", tier.label())];
+        self.gauge(name::CACHE_ENTRIES, labels()).set(entries as f64);
+        self.gauge(name::CACHE_BYTES, labels()).set(bytes as f64);
+        self.gauge(name::CACHE_CAPACITY, labels()).set(capacity as f64);
+    }
+
+    /// A tier let an artifact go.
+    pub fn cache_evicted(&self, tier: TierName, reason: EvictionReason) {
+        let labels =
+            vec![Label::from_static_parts("tier", tier.label()), Label::from_static_parts("reason", reason.label())];
+        self.counter(name::CACHE_EVICTIONS, labels).increment(1);
+    }
+
+    /// One more flight, for as long as it is in the air.
+    pub fn flight(&self) -> Alive {
+        Alive::new(self.gauge(name::FLIGHTS, vec![]), 1.0)
+    }
+
+    /// One more request attached to a flight.
+    pub fn flight_waiter(&self) -> Alive {
+        Alive::new(self.gauge(name::FLIGHT_WAITERS, vec![]), 1.0)
+    }
+
+    /// A backend finished, refused or failed a run. `code` is `ok` or a label of the error table.
+    pub fn backend(&self, backend: &'static str, model: &Arc<str>, code: &'static str, took: Duration) {
+        let (backend, model) = (Label::from_static_parts("backend", backend), Label::new("model", model.clone()));
+        let labels = vec![backend.clone(), model.clone(), Label::from_static_parts("code", code)];
+        self.counter(name::BACKEND_REQUESTS, labels).increment(1);
+        self.histogram(name::BACKEND_DURATION, vec![backend, model]).record(took);
+    }
+
+    /// One more job waiting in a backend's queue.
+    pub fn backend_queued(&self, backend: &'static str) -> Alive {
+        Alive::new(self.gauge(name::BACKEND_QUEUE_DEPTH, vec![Label::from_static_parts("backend", backend)]), 1.0)
+    }
+
+    /// How many jobs a backend's queue takes.
+    pub fn backend_queue_capacity(&self, backend: &'static str, jobs: usize) {
+        let labels = vec![Label::from_static_parts("backend", backend)];
+        self.gauge(name::BACKEND_QUEUE_CAPACITY, labels).set(jobs as f64);
+    }
+
+    /// How long a job waited in a backend's queue.
+    pub fn backend_queue_wait(&self, backend: &'static str, waited: Duration) {
+        let labels = vec![Label::from_static_parts("backend", backend)];
+        self.histogram(name::BACKEND_QUEUE_WAIT, labels).record(waited);
+    }
+
+    /// The engine computed, start to end, without queue and rendering.
+    pub fn engine_run(&self, model: &Arc<str>, task: &'static str, took: Duration) {
+        let labels = vec![Label::new("model", model.clone()), Label::from_static_parts("task", task)];
+        self.histogram(name::ENGINE_RUN, labels).record(took);
+    }
+
+    /// Whether a model's weights are in the engine.
+    pub fn engine_model_loaded(&self, model: &Arc<str>, loaded: bool) {
+        let labels = vec![Label::new("model", model.clone())];
+        self.gauge(name::ENGINE_MODEL_LOADED, labels).set(f64::from(u8::from(loaded)));
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+// === impl Alive ===
+
+impl Alive {
+    fn new(gauge: Gauge, amount: f64) -> Self {
+        gauge.increment(amount);
+        Self { gauge, amount }
+    }
+
+    /// Counts more, until it is dropped.
+    pub fn add(&mut self, amount: f64) {
+        self.gauge.increment(amount);
+        self.amount += amount;
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.gauge.decrement(self.amount);
+    }
+}
+
+#[cfg(test)]
+mod tests;

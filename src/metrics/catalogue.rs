@@ -1,0 +1,106 @@
+//! Names, units, help texts and buckets. README's table is compared with this list by a test.
+
+use metrics::Unit;
+
+/// What a metric is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Distribution over buckets of seconds.
+    Histogram,
+}
+
+/// One metric.
+#[derive(Clone, Copy, Debug)]
+pub struct Declared {
+    /// With prefix and unit.
+    pub name: &'static str,
+    /// Counter, gauge or histogram.
+    pub kind: Kind,
+    /// Unit, where there is one.
+    pub unit: Option<Unit>,
+    /// Label names, in order.
+    pub labels: &'static [&'static str],
+    /// What it says.
+    pub help: &'static str,
+}
+
+/// Seconds: a memory hit is tens of microseconds, a large decode on a CPU a minute; about two buckets a factor of ten.
+pub(super) const DURATION_BUCKETS: &[f64] = &[
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    60.0, 120.0,
+];
+
+pub(super) mod name {
+    pub(in crate::metrics) const BUILD_INFO: &str = "latentgate_build_info";
+    pub(in crate::metrics) const REQUESTS: &str = "latentgate_requests_total";
+    pub(in crate::metrics) const ERRORS: &str = "latentgate_errors_total";
+    pub(in crate::metrics) const REQUEST_DURATION: &str = "latentgate_request_duration_seconds";
+    pub(in crate::metrics) const FIRST_BYTE: &str = "latentgate_time_to_first_byte_seconds";
+    pub(in crate::metrics) const REQUEST_BYTES: &str = "latentgate_request_bytes_total";
+    pub(in crate::metrics) const RESPONSE_BYTES: &str = "latentgate_response_bytes_total";
+    pub(in crate::metrics) const INFLIGHT_REQUESTS: &str = "latentgate_inflight_requests";
+    pub(in crate::metrics) const INFLIGHT_REQUESTS_CAPACITY: &str = "latentgate_inflight_requests_capacity";
+    pub(in crate::metrics) const INFLIGHT_BYTES: &str = "latentgate_inflight_bytes";
+    pub(in crate::metrics) const INFLIGHT_CAPACITY_BYTES: &str = "latentgate_inflight_capacity_bytes";
+    pub(in crate::metrics) const CACHE_ENTRIES: &str = "latentgate_cache_entries";
+    pub(in crate::metrics) const CACHE_BYTES: &str = "latentgate_cache_bytes";
+    pub(in crate::metrics) const CACHE_CAPACITY: &str = "latentgate_cache_capacity_bytes";
+    pub(in crate::metrics) const CACHE_EVICTIONS: &str = "latentgate_cache_evictions_total";
+    pub(in crate::metrics) const FLIGHTS: &str = "latentgate_flights";
+    pub(in crate::metrics) const FLIGHT_WAITERS: &str = "latentgate_flight_waiters";
+    pub(in crate::metrics) const BACKEND_REQUESTS: &str = "latentgate_backend_requests_total";
+    pub(in crate::metrics) const BACKEND_DURATION: &str = "latentgate_backend_duration_seconds";
+    pub(in crate::metrics) const BACKEND_QUEUE_DEPTH: &str = "latentgate_backend_queue_depth";
+    pub(in crate::metrics) const BACKEND_QUEUE_CAPACITY: &str = "latentgate_backend_queue_capacity";
+    pub(in crate::metrics) const BACKEND_QUEUE_WAIT: &str = "latentgate_backend_queue_wait_seconds";
+    pub(in crate::metrics) const ENGINE_RUN: &str = "latentgate_engine_run_seconds";
+    pub(in crate::metrics) const ENGINE_MODEL_LOADED: &str = "latentgate_engine_model_loaded";
+}
+
+const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Declared {
+    Declared { name, kind: Kind::Counter, unit: None, labels, help }
+}
+
+const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Declared {
+    Declared { name, kind: Kind::Gauge, unit: None, labels, help }
+}
+
+const fn seconds(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Declared {
+    Declared { name, kind: Kind::Histogram, unit: Some(Unit::Seconds), labels, help }
+}
+
+const fn in_bytes(declared: Declared) -> Declared {
+    Declared { unit: Some(Unit::Bytes), ..declared }
+}
+
+/// Every metric there is.
+pub const CATALOGUE: &[Declared] = &[
+    gauge(name::BUILD_INFO, &["version", "commit", "features"], "Constant 1; what this binary is"),
+    counter(name::REQUESTS, &["front", "task", "model", "outcome"], "Requests that are over"),
+    counter(name::ERRORS, &["reason"], "Requests that failed, by the reason of the error table"),
+    seconds(name::REQUEST_DURATION, &["task", "outcome"], "First message to last message"),
+    seconds(name::FIRST_BYTE, &["task", "outcome"], "First message to first byte of the answer"),
+    in_bytes(counter(name::REQUEST_BYTES, &["task"], "Input bytes taken from clients")),
+    in_bytes(counter(name::RESPONSE_BYTES, &["task"], "Answer bytes given to clients")),
+    gauge(name::INFLIGHT_REQUESTS, &[], "Requests between admission and the end of their answer"),
+    gauge(name::INFLIGHT_REQUESTS_CAPACITY, &[], "Requests admitted at once, at most"),
+    in_bytes(gauge(name::INFLIGHT_BYTES, &[], "Bytes reserved by requests and flights")),
+    in_bytes(gauge(name::INFLIGHT_CAPACITY_BYTES, &[], "Bytes reserved at once, at most")),
+    gauge(name::CACHE_ENTRIES, &["tier"], "Artifacts held"),
+    in_bytes(gauge(name::CACHE_BYTES, &["tier"], "Bytes held")),
+    in_bytes(gauge(name::CACHE_CAPACITY, &["tier"], "Bytes held, at most")),
+    counter(name::CACHE_EVICTIONS, &["tier", "reason"], "Artifacts let go"),
+    gauge(name::FLIGHTS, &[], "Computations in progress"),
+    gauge(name::FLIGHT_WAITERS, &[], "Requests attached to a computation in progress"),
+    counter(name::BACKEND_REQUESTS, &["backend", "model", "code"], "Runs asked of a backend, by how they ended"),
+    seconds(name::BACKEND_DURATION, &["backend", "model"], "A backend's run, queue and rendering included"),
+    gauge(name::BACKEND_QUEUE_DEPTH, &["backend"], "Jobs waiting in a backend's queue"),
+    gauge(name::BACKEND_QUEUE_CAPACITY, &["backend"], "Jobs a backend's queue takes"),
+    seconds(name::BACKEND_QUEUE_WAIT, &["backend"], "A job's wait in a backend's queue"),
+    seconds(name::ENGINE_RUN, &["model", "task"], "Computing alone, without queue and rendering"),
+    gauge(name::ENGINE_MODEL_LOADED, &["model"], "1 while a model's weights are in the engine"),
+];

@@ -1,0 +1,17 @@
+//! How far a run is.
+
+/// Blocks done of blocks in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Blocks done.
+    pub done: u32,
+    /// Blocks in all; 0 while nobody knows.
+    pub total: u32,
+}
+
+impl Progress {
+    /// Share of the blocks done, 0..=1; 0 while nobody knows.
+    pub fn fraction(self) -> f32 {
+        if self.total == 0 { 0.0 } else { self.done as f32 / self.total as f32 }
+    }
+}

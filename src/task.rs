@@ -1,0 +1,58 @@
+//! The only spawner. Every task has an owner that joins or aborts it, a name for the log, and its creator's span.
+//!
+//! The ground's one impure module: everything else down here neither spawns nor blocks.
+
+use std::{future::Future, io, thread};
+
+use tokio::task::{AbortHandle, JoinError, JoinHandle};
+use tracing::{Instrument as _, Span};
+
+/// A running task. Dropping it aborts the task, so that nothing outlives its owner by accident.
+#[must_use = "a dropped task is aborted"]
+#[derive(Debug)]
+pub struct Task<T> {
+    handle: JoinHandle<T>,
+    abort_on_drop: bool,
+}
+
+/// Starts `work` on the runtime, inside `span`.
+pub fn spawn<T: Send + 'static>(span: Span, work: impl Future<Output = T> + Send + 'static) -> Task<T> {
+    #[expect(clippy::disallowed_methods, reason = "this is the spawner")]
+    let handle = tokio::spawn(work.instrument(span));
+    Task { handle, abort_on_drop: true }
+}
+
+/// Runs `work` on the blocking pool, inside the current span. It cannot be aborted once it runs, so it has to be short:
+/// rendering, hashing, decoding a picture. A panic in it comes back as the error.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
+    let span = Span::current();
+    #[expect(clippy::disallowed_methods, reason = "this is the spawner")]
+    let handle = tokio::task::spawn_blocking(move || span.in_scope(work));
+    handle.await
+}
+
+/// Starts an operating-system thread for work that owns it for life, such as an engine.
+pub fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new().name(name.to_owned()).spawn(work)
+}
+
+impl<T> Task<T> {
+    /// Waits for the end. A panic in the task comes back as the error.
+    pub async fn join(mut self) -> Result<T, JoinError> {
+        (&mut self.handle).await
+    }
+
+    /// Lets the task run to its end without an owner. For work that watches its own reasons to stop.
+    pub fn detach(mut self) -> AbortHandle {
+        self.abort_on_drop = false;
+        self.handle.abort_handle()
+    }
+}
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        if self.abort_on_drop {
+            self.handle.abort();
+        }
+    }
+}
