@@ -34,6 +34,11 @@ pub mod meta;
 pub mod body;
 pub mod artifact;
 
+// Floor 1: resources.
+pub mod backend;
+pub mod cache;
+pub mod weights;
+
 /// The wire's messages and client, generated from `proto/`; its comments are the API reference.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications)]
 pub mod proto {

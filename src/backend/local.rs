@@ -1,0 +1,273 @@
+//! The local backend: a handle, a bounded queue, one engine thread a device.
+//!
+//! Async code never sees a tensor operation. The thread owns the models. The queue is a bounded line of futures waiting
+//! for their turn, first come first served: a job that nobody waits for any more leaves the line, and gives back its
+//! memory, the moment its future is dropped. A full line refuses at once. A running job is stopped between blocks. The
+//! picture is encoded on the blocking pool, while the engine starts on the next job. A panic in a run is that run's
+//! error; the model it happened in is dropped and loads afresh.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    time::Instant,
+};
+use tracing::Span;
+
+use super::{Backend, BoxFuture, Compute, Health, ModelState};
+use crate::{
+    body::BodyWriter,
+    error::{Error, ErrorKind},
+    job::{Job, Output, Work},
+    meta::{ContentType, Meta, Provenance},
+    metrics::{Alive, Metrics},
+    model::ModelSpec,
+    render, task,
+    tensor::Tensor,
+};
+
+pub mod engine;
+mod worker;
+
+use engine::{Device, Precision};
+
+/// Backend name and metric label.
+const NAME: &str = "local";
+
+/// Bytes hashed and published at a time: well under a millisecond of an async thread.
+const SLICE_BYTES: usize = 1 << 20;
+
+/// Jobs handed to the thread at a time: one in hand, and one ready, so that the engine never waits for a wake-up.
+const TURNS: usize = 2;
+
+/// Settings of the local engine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `cpu`, `cuda`, `cuda:N` or `metal`.
+    pub device: Device,
+    /// `f32`, `f16` or `bf16`: how activations are kept between layers.
+    pub precision: Precision,
+    /// Jobs that may wait; more are refused with `OVERLOADED`.
+    pub queue: usize,
+    /// Working memory one run may need; larger jobs are refused with `TOO_LARGE`.
+    pub memory: ByteSize,
+}
+
+/// One model that the engine may be asked for.
+pub struct LocalModel {
+    /// What it is.
+    pub spec: Arc<ModelSpec>,
+    /// Reads its weights, or says why there are none. Called on the engine's thread, on first use.
+    pub weights: Result<ReadWeights, String>,
+    /// Load it before the first request.
+    pub preload: bool,
+}
+
+/// Reads a model's weights.
+pub type ReadWeights = Box<dyn Fn() -> std::io::Result<Weights> + Send>;
+
+/// A checkpoint in memory.
+pub struct Weights {
+    /// Text of `config.json`.
+    pub config: String,
+    /// Bytes of the safetensors file.
+    pub tensors: Bytes,
+}
+
+/// The handle. Dropping it ends the engine's thread after the job in hand.
+pub struct Local {
+    line: Line,
+    orders: mpsc::Sender<Order>,
+    health: watch::Receiver<Health>,
+    metrics: Metrics,
+}
+
+/// The bounded queue.
+struct Line {
+    turns: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    capacity: usize,
+}
+
+/// A place in the line; left on drop.
+struct Place<'a> {
+    line: &'a Line,
+    _queued: Alive,
+}
+
+/// One job handed to the thread.
+struct Order {
+    compute: Compute,
+    span: Span,
+    queued_at: Instant,
+    made: oneshot::Sender<Result<Made, Error>>,
+    _turn: OwnedSemaphorePermit,
+}
+
+/// Counts a run when it is over, the dropped ones too.
+struct Count<'a> {
+    metrics: &'a Metrics,
+    model: Arc<str>,
+    began: Instant,
+    code: &'static str,
+}
+
+/// What the engine made of a job.
+struct Made {
+    tensor: Tensor,
+    queued: Duration,
+    computed: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { device: Device::Cpu, precision: Precision::F32, queue: 128, memory: ByteSize::gib(8) }
+    }
+}
+
+impl Local {
+    /// Starts the engine's thread, which opens the device and loads what is to be preloaded. Returns at once; what
+    /// cannot be loaded shows in the health.
+    pub fn start(config: &Config, models: Vec<LocalModel>, metrics: Metrics) -> Result<Self, Error> {
+        let (sender, orders) = mpsc::channel(TURNS);
+        metrics.backend_queue_capacity(NAME, config.queue);
+        let states = models.iter().map(|model| {
+            let state = match (&model.weights, model.preload) {
+                (Err(why), _) => ModelState::Unavailable(why.clone()),
+                (Ok(_), true) => ModelState::Loading,
+                (Ok(_), false) => ModelState::Idle,
+            };
+            (model.spec.id.clone(), state)
+        });
+        let (health_sender, health) = watch::channel(states.collect());
+        let worker = worker::Worker::new(config.clone(), models, health_sender, metrics.clone());
+        task::thread("engine", move || worker.run(orders))
+            .map_err(|error| Error::internal("the engine's thread does not start").caused_by(error))?;
+        let line =
+            Line { turns: Arc::new(Semaphore::new(TURNS)), waiting: AtomicUsize::new(0), capacity: config.queue };
+        Ok(Self { line, orders: sender, health, metrics })
+    }
+
+    /// Waits for a turn and then for the tensor. Cancel-safe: dropped in the line, the job was never there; dropped
+    /// afterwards, the run stops at its next block.
+    async fn compute(&self, mut compute: Compute) -> Result<Made, Error> {
+        // Whoever drops this future, the flight's deadline say, stops the run too.
+        compute.cancel = compute.cancel.child_token();
+        let _stop_with_me = compute.cancel.clone().drop_guard();
+        let queued_at = Instant::now();
+        let place = self.line.enter(&self.metrics)?;
+        let turn = self.line.turns.clone().acquire_owned().await;
+        drop(place);
+        let stopped = || Error::new(ErrorKind::Unavailable, "the engine has stopped");
+        let (made, answer) = oneshot::channel();
+        let order = Order { compute, span: Span::current(), queued_at, made, _turn: turn.map_err(|_| stopped())? };
+        // A turn is a place in the channel, so it is never full.
+        self.orders.try_send(order).map_err(|_| stopped())?;
+        answer.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    async fn answer(&self, compute: Compute, writer: &mut BodyWriter) -> Result<(), Error> {
+        let job = compute.job.clone();
+        let made = self.compute(compute).await?;
+        let (meta, mut bytes) = task::blocking(move || finish(&job, made))
+            .await
+            .map_err(|panic| Error::internal("rendering panicked").caused_by(panic))??;
+        writer.begin(meta)?;
+        while !bytes.is_empty() {
+            writer.append(bytes.split_to(bytes.len().min(SLICE_BYTES)))?;
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+}
+
+impl Line {
+    fn enter(&self, metrics: &Metrics) -> Result<Place<'_>, Error> {
+        let room = |n: usize| (n < self.capacity).then_some(n + 1);
+        if self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_err() {
+            let message = format!("the engine's queue is full: {} jobs (engine.queue)", self.capacity);
+            return Err(Error::new(ErrorKind::Overloaded, message));
+        }
+        Ok(Place { line: self, _queued: metrics.backend_queued(NAME) })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.line.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl<'a> Count<'a> {
+    fn begin(metrics: &'a Metrics, model: Arc<str>) -> Self {
+        Self { metrics, model, began: Instant::now(), code: ErrorKind::Cancelled.label() }
+    }
+}
+
+impl Drop for Count<'_> {
+    fn drop(&mut self) {
+        self.metrics.backend(NAME, &self.model, self.code, self.began.elapsed());
+    }
+}
+
+impl Backend for Local {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.health.clone()
+    }
+
+    fn run<'a>(&'a self, compute: Compute, writer: &'a mut BodyWriter) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let mut count = Count::begin(&self.metrics, compute.job.model.id.shared().clone());
+            let result = self.answer(compute, writer).await;
+            count.code = result.as_ref().map_or_else(|error| error.kind().label(), |()| "ok");
+            result
+        })
+    }
+}
+
+/// From the engine's tensor to the bytes that were asked for. Runs on the blocking pool.
+fn finish(job: &Job, made: Made) -> Result<(Meta, Bytes), Error> {
+    let began = Instant::now();
+    let failed = |error| Error::internal("the answer does not render").caused_by(error);
+    let (content_type, tensor, file) = match job.work {
+        Work::Encode { .. } | Work::Decode { output: Output::Tensor(_), .. } => {
+            (ContentType::Tensor, made.tensor, None)
+        }
+        Work::Decode { output, .. } => {
+            let pixels = render::uint8(&made.tensor).map_err(failed)?;
+            let file = match output {
+                Output::Png => Some(render::png(&pixels).map_err(failed)?),
+                Output::Jpeg(quality) => Some(render::jpeg(&pixels, quality).map_err(failed)?),
+                Output::Webp => Some(render::webp(&pixels).map_err(failed)?),
+                Output::Uint8 => None,
+                Output::Tensor(_) | Output::Mp4(_) => return Err(Error::internal("this output is not the engine's")),
+            };
+            (ContentType::from(output), pixels, file)
+        }
+    };
+    let bytes = file.unwrap_or_else(|| tensor.data().clone());
+    let provenance =
+        Provenance { backend: NAME, queued: made.queued, computed: made.computed, rendered: began.elapsed() };
+    let meta = Meta {
+        content_type,
+        dtype: tensor.dtype(),
+        shape: tensor.shape().clone(),
+        length: bytes.len() as u64,
+        provenance,
+    };
+    Ok((meta, bytes))
+}

@@ -1,0 +1,142 @@
+//! The one convolution: ours on the CPU, candle's on an accelerator.
+
+use candle_core::Tensor;
+
+use super::EngineError;
+use super::checkpoint::Scope;
+use super::host::convolve::HostConv;
+use super::map::{Activation, Map, candle_dtype};
+
+/// Geometry of a convolution; padding is by zeros.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Geometry {
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    pub(super) kernel: usize,
+    pub(super) stride: usize,
+    /// Zeros before the first row and column.
+    pub(super) before: usize,
+    /// Zeros after the last row and column.
+    pub(super) after: usize,
+    /// Nearest-neighbour upsampling before the convolution; 1 is none.
+    pub(super) upsample: usize,
+}
+
+/// Whether a convolution has a bias in its checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bias {
+    Present,
+    Absent,
+}
+
+/// A convolution with its weights.
+pub(super) enum Conv {
+    Host(HostConv),
+    Device { geometry: Geometry, weight: Tensor, bias: Option<Tensor> },
+}
+
+// === impl Geometry ===
+
+impl Geometry {
+    /// 3x3 that keeps the size.
+    pub(super) fn same(inputs: usize, outputs: usize) -> Self {
+        Self { inputs, outputs, kernel: 3, stride: 1, before: 1, after: 1, upsample: 1 }
+    }
+
+    /// 1x1.
+    pub(super) fn pointwise(inputs: usize, outputs: usize) -> Self {
+        Self { kernel: 1, before: 0, after: 0, ..Self::same(inputs, outputs) }
+    }
+
+    /// 3x3 that halves the size, padded on both sides.
+    pub(super) fn halving(channels: usize) -> Self {
+        Self { stride: 2, ..Self::same(channels, channels) }
+    }
+
+    /// 3x3 that halves the size, padded on the right and the bottom only, as `AutoencoderKL` does.
+    pub(super) fn halving_after(channels: usize) -> Self {
+        Self { stride: 2, before: 0, ..Self::same(channels, channels) }
+    }
+
+    /// Upsampling by `factor`, then a 3x3.
+    pub(super) fn upsampling(channels: usize, factor: usize) -> Self {
+        Self { upsample: factor, ..Self::same(channels, channels) }
+    }
+}
+
+// === impl Conv ===
+
+impl Conv {
+    /// Reads `weight` and `bias` of the scope.
+    pub(super) fn load(scope: &Scope<'_>, geometry: Geometry, bias: Bias) -> Result<Self, EngineError> {
+        let Geometry { inputs, outputs, kernel, .. } = geometry;
+        let weight = scope.take_conv("weight", [outputs, inputs, kernel, kernel])?;
+        let bias = match bias {
+            Bias::Present => Some(scope.take("bias", &[outputs])?),
+            Bias::Absent => None,
+        };
+        let site = scope.site();
+        if let Some(device) = &site.device {
+            let dtype = candle_dtype(site.precision);
+            let weight = Tensor::from_vec(weight, (outputs, inputs, kernel, kernel), device)?.to_dtype(dtype)?;
+            let bias = bias.map(|b| Tensor::from_vec(b, (1, outputs, 1, 1), device)?.to_dtype(dtype)).transpose()?;
+            return Ok(Self::Device { geometry, weight, bias });
+        }
+        Ok(Self::Host(HostConv {
+            weights: HostConv::pack(&weight, inputs, outputs, kernel),
+            bias: bias.unwrap_or_else(|| vec![0.0; outputs]),
+            inputs,
+            kernel,
+            stride: geometry.stride,
+            before: geometry.before,
+            after: geometry.after,
+            upsample: geometry.upsample,
+        }))
+    }
+
+    /// `activation(conv(x))`.
+    pub(super) fn run(&self, x: &Map, activation: Activation) -> Result<Map, EngineError> {
+        self.run_onto(x, None, activation)
+    }
+
+    /// `activation(conv(x) + onto)`.
+    pub(super) fn run_onto(&self, x: &Map, onto: Option<Map>, activation: Activation) -> Result<Map, EngineError> {
+        match (self, x) {
+            (Self::Host(conv), Map::Host(x)) => {
+                let onto = match onto {
+                    Some(Map::Host(onto)) => Some(onto),
+                    Some(Map::Device(_)) => return Err(EngineError::Place),
+                    None => None,
+                };
+                Ok(Map::Host(conv.run(x, onto, activation)))
+            }
+            (Self::Device { geometry, weight, bias }, Map::Device(x)) => {
+                let mut y = on_device(x, weight, *geometry)?;
+                if let Some(bias) = bias {
+                    y = y.broadcast_add(bias)?;
+                }
+                match onto {
+                    Some(Map::Device(onto)) => y = (y + onto)?,
+                    Some(Map::Host(_)) => return Err(EngineError::Place),
+                    None => (),
+                }
+                Ok(Map::Device(activation.on_device(y)?))
+            }
+            _ => Err(EngineError::Place),
+        }
+    }
+}
+
+fn on_device(x: &Tensor, weight: &Tensor, geometry: Geometry) -> Result<Tensor, EngineError> {
+    let Geometry { before, after, upsample, stride, .. } = geometry;
+    let mut x = x.clone();
+    if upsample > 1 {
+        let (_, _, h, w) = x.dims4()?;
+        x = x.upsample_nearest2d(h * upsample, w * upsample)?;
+    }
+    if before == after {
+        return Ok(x.conv2d(weight, before, stride, 1, 1)?);
+    }
+    let x = x.pad_with_zeros(2, before, after)?.pad_with_zeros(3, before, after)?;
+    Ok(x.conv2d(weight, 0, stride, 1, 1)?)
+}

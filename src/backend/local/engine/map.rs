@@ -1,0 +1,71 @@
+//! A feature map on its way through a network, on the CPU or on an accelerator.
+
+use candle_core::{DType, Tensor};
+
+use super::host::HostMap;
+use super::{EngineError, Precision, Site};
+
+/// Activations between two layers.
+#[derive(Clone)]
+pub(super) enum Map {
+    /// Ours, channels innermost.
+    Host(HostMap),
+    /// candle's, `[n, c, h, w]`.
+    Device(Tensor),
+}
+
+/// What follows a layer at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Activation {
+    None,
+    Relu,
+    Silu,
+}
+
+/// candle's name of a precision.
+pub(super) fn candle_dtype(precision: Precision) -> DType {
+    match precision {
+        Precision::F32 => DType::F32,
+        Precision::F16 => DType::F16,
+        Precision::BF16 => DType::BF16,
+    }
+}
+
+// === impl Map ===
+
+impl Map {
+    /// From row-major `[n, c, h, w]` in f32; on an accelerator rounded to the site's precision.
+    pub(super) fn from_planes(planes: &[f32], dims: [usize; 4], site: &Site) -> Result<Self, EngineError> {
+        match &site.device {
+            None => Ok(Self::Host(HostMap::from_planes(planes, dims, site.precision))),
+            Some(device) => {
+                let tensor = Tensor::from_slice(planes, dims.as_slice(), device)?;
+                Ok(Self::Device(tensor.to_dtype(candle_dtype(site.precision))?))
+            }
+        }
+    }
+
+    /// To row-major `[n, c, h, w]` in f32 and these dimensions.
+    pub(super) fn into_planes(self) -> Result<(Vec<f32>, [usize; 4]), EngineError> {
+        match self {
+            Self::Host(map) => Ok((map.to_planes(), [map.n, map.c, map.h, map.w])),
+            Self::Device(tensor) => {
+                let (n, c, h, w) = tensor.dims4()?;
+                Ok((tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?, [n, c, h, w]))
+            }
+        }
+    }
+}
+
+// === impl Activation ===
+
+impl Activation {
+    /// Applied to a candle tensor.
+    pub(super) fn on_device(self, x: Tensor) -> Result<Tensor, EngineError> {
+        Ok(match self {
+            Self::None => x,
+            Self::Relu => x.relu()?,
+            Self::Silu => x.silu()?,
+        })
+    }
+}

@@ -1,0 +1,4 @@
+//! Places artifacts live, and the map that leads to them from a spelling.
+
+pub mod alias;
+pub mod memory;
