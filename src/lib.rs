@@ -39,6 +39,13 @@ pub mod backend;
 pub mod cache;
 pub mod weights;
 
+// Floor 2: flow.
+pub mod admission;
+pub mod flight;
+
+// Floor 3.
+pub mod pipeline;
+
 /// The wire's messages and client, generated from `proto/`; its comments are the API reference.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications)]
 pub mod proto {

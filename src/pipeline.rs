@@ -1,0 +1,289 @@
+//! The one path of a request, from a checked spec to the bytes of its answer; both tasks and every front take it.
+//!
+//! front → [`Pipeline::check`] → [`Pipeline::admit`] → [`Pipeline::find`] (digest first) → [`Pipeline::serve`]: canonical
+//! job → content key → memory tier → flight (join, or lead: route → backend) → memory. The steps are LAYOUT's numbered
+//! ones (docs/ARCHITECTURE.md), a function each.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{sync::watch, time::Instant};
+use tracing::Span;
+
+use crate::{
+    admission::{Gate, Permit, Reservation},
+    artifact::Artifact,
+    backend::{Backend, ModelState},
+    body::BodyReader,
+    cache::{
+        alias::{Alias, Aliases, InputDigest},
+        memory::Memory,
+    },
+    error::{Error, ErrorKind},
+    flight::{Flights, Found, Start, Store, Waiter},
+    job::{CachePolicy, Checked, Job, Limits, Spec},
+    key::ContentKey,
+    metrics::{Metrics, Outcome},
+    model::{ModelSpec, ModelTable},
+    preview,
+    progress::Progress,
+    task,
+};
+
+mod lead;
+mod read;
+
+use read::{Read, Readers};
+
+/// What a pipeline is made of.
+pub struct Parts {
+    /// Every model of this process.
+    pub models: ModelTable,
+    /// Sizes a request may have.
+    pub limits: Limits,
+    /// The front gate.
+    pub gate: Gate,
+    /// The memory tier.
+    pub memory: Memory,
+    /// Share of its blocks from which a run is finished although nobody waits.
+    pub keep_from: f32,
+    /// How long a run may take.
+    pub flight_deadline: Duration,
+    /// What computes misses, in the order they are asked.
+    pub backends: Vec<Arc<dyn Backend>>,
+    /// The app's recorder.
+    pub metrics: Metrics,
+}
+
+/// The pipeline. Clones share it.
+#[derive(Clone)]
+pub struct Pipeline(Arc<Shared>);
+
+struct Shared {
+    parts: Parts,
+    flights: Flights,
+    aliases: Aliases,
+    readers: Readers,
+}
+
+/// A request whose input has arrived.
+pub struct Request {
+    /// The judged spec.
+    pub checked: Checked,
+    /// The input as sent, whole.
+    pub data: Bytes,
+    /// BLAKE3 of `data`, computed here, never the client's claim.
+    pub digest: InputDigest,
+    /// How it uses the cache.
+    pub policy: CachePolicy,
+    /// Its place in flight.
+    pub permit: Permit,
+    /// The memory of `data`.
+    pub held: Reservation,
+}
+
+/// An answer on its way. Dropping it is leaving.
+pub struct Reply {
+    /// Names the request.
+    pub key: ContentKey,
+    /// Where the answer comes from.
+    pub outcome: Outcome,
+    /// Its metadata, bytes and seal.
+    pub reader: BodyReader,
+    /// How far the run is, when there is one.
+    pub progress: Option<watch::Receiver<Progress>>,
+    /// The job, when there is a run, and its memory, when that is not the flight's: previews are made from it.
+    job: Option<(Arc<Job>, Option<Reservation>)>,
+    _waiter: Option<Waiter>,
+    _permit: Permit,
+}
+
+/// One backend's view of a model, for lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendState {
+    /// Which backend.
+    pub backend: &'static str,
+    /// What it can do.
+    pub state: ModelState,
+}
+
+// === impl Pipeline ===
+
+impl Pipeline {
+    /// A pipeline of `parts`, with nothing in the air.
+    pub fn new(parts: Parts) -> Self {
+        let flights = Flights::new(parts.keep_from, parts.metrics.clone());
+        Self(Arc::new(Shared { parts, flights, aliases: Aliases::new(), readers: Readers::new() }))
+    }
+
+    /// Every model of this process.
+    pub fn models(&self) -> &ModelTable {
+        &self.0.parts.models
+    }
+
+    /// What each backend can do for a model now, in the order they are asked.
+    pub fn backends(&self, model: &ModelSpec) -> Vec<BackendState> {
+        let state = |backend: &Arc<dyn Backend>| {
+            let state = backend.health().borrow().get(&model.id).cloned()?;
+            Some(BackendState { backend: backend.name(), state })
+        };
+        self.0.parts.backends.iter().filter_map(state).collect()
+    }
+
+    /// Step 2: judges a spec before any memory is taken.
+    pub fn check(&self, spec: Spec) -> Result<Checked, Error> {
+        spec.check(&self.0.parts.models, &self.0.parts.limits)
+    }
+
+    /// Step 3: one more request, or a refusal at once.
+    pub fn admit(&self) -> Result<Permit, Error> {
+        self.0.parts.gate.admit()
+    }
+
+    /// Step 3: memory for an input, or a refusal at once.
+    pub fn reserve(&self, bytes: u64) -> Result<Reservation, Error> {
+        self.0.parts.gate.reserve(bytes)
+    }
+
+    /// Step 4, digest first: the answer of an input that has not been sent, if it is in memory or being computed. Gives
+    /// the permit back when it is not.
+    pub fn find(
+        &self,
+        checked: &Checked,
+        digest: &InputDigest,
+        policy: CachePolicy,
+        permit: Permit,
+    ) -> Result<Reply, Permit> {
+        let alias = Alias::of(checked, digest);
+        if let Some((key, artifact)) = self.remembered(&alias, policy) {
+            return Ok(Reply::hit(key, &artifact, permit));
+        }
+        let Some(key) = self.0.aliases.get(&alias) else {
+            return Err(permit);
+        };
+        match self.0.flights.join(&key, store_of(policy)) {
+            Some(waiter) => Ok(Reply::flight(key, Outcome::Coalesced, waiter, None, permit)),
+            None => Err(permit),
+        }
+    }
+
+    /// What is in memory for a spelling that was seen before: found without decoding the input, which for a picture file
+    /// costs more than everything else about a hit.
+    fn remembered(&self, alias: &Alias, policy: CachePolicy) -> Option<(ContentKey, Arc<Artifact>)> {
+        if policy == CachePolicy::Bypass {
+            return None;
+        }
+        let key = self.0.aliases.get(alias)?;
+        Some((key, self.0.parts.memory.get(&key)?))
+    }
+
+    /// Steps 6 and 7: the answer of a request whose input has arrived. Returns as soon as it is known where the answer
+    /// comes from. Cancel-safe: dropped, it leaves remembered aliases behind, and the reading of a large input that has
+    /// begun runs to its end, its memory counted until then.
+    pub async fn serve(&self, request: Request) -> Result<Reply, Error> {
+        let Request { checked, data, digest, policy, permit, held } = request;
+        let alias = Alias::of(&checked, &digest);
+        if let Some((key, artifact)) = self.remembered(&alias, policy) {
+            return Ok(Reply::hit(key, &artifact, permit));
+        }
+        let Read { key, job, held } = self.read(checked, data, held).await?;
+        self.0.aliases.insert(alias, key);
+        match policy {
+            CachePolicy::OnlyIfCached => self.only_if_cached(key, permit),
+            CachePolicy::Bypass => self.look_or_join(key, (job, held), policy, permit),
+            CachePolicy::Default | CachePolicy::NoStore => match self.0.parts.memory.get(&key) {
+                Some(artifact) => Ok(Reply::hit(key, &artifact, permit)),
+                None => self.look_or_join(key, (job, held), policy, permit),
+            },
+        }
+    }
+
+    fn only_if_cached(&self, key: ContentKey, permit: Permit) -> Result<Reply, Error> {
+        if let Some(artifact) = self.0.parts.memory.get(&key) {
+            return Ok(Reply::hit(key, &artifact, permit));
+        }
+        match self.0.flights.join(&key, Store::Refused) {
+            Some(waiter) => Ok(Reply::flight(key, Outcome::Coalesced, waiter, None, permit)),
+            None => Err(Error::new(
+                ErrorKind::NotCached,
+                "only-if-cached: this answer is neither cached nor being computed",
+            )),
+        }
+    }
+
+    /// Step 7's critical section.
+    fn look_or_join(
+        &self,
+        key: ContentKey,
+        (job, own): (Job, Reservation),
+        policy: CachePolicy,
+        permit: Permit,
+    ) -> Result<Reply, Error> {
+        let job = Arc::new(job);
+        let probe = || if policy == CachePolicy::Bypass { None } else { self.0.parts.memory.get(&key) };
+        let found = self.0.flights.look_or_join(key, store_of(policy), probe, |lead| {
+            let predicted = job.predicted()?;
+            let reservation = self.reserve(predicted.held_bytes)?;
+            let span = tracing::debug_span!(parent: None, "flight", key = ?key, model = %job.model.id);
+            span.follows_from(Span::current());
+            Ok(Start {
+                span,
+                held: Box::new(reservation),
+                leader: self.clone().lead(key, job.clone(), predicted, lead),
+            })
+        })?;
+        Ok(match found {
+            Found::Hit(artifact) => Reply::hit(key, &artifact, permit),
+            // The leader's job is the flight's memory; a joiner's own is its own, and kept only while it can be of use.
+            Found::Joined(waiter) => {
+                let source = job.preview_source().map(|_| (job.clone(), Some(own)));
+                Reply::flight(key, Outcome::Coalesced, waiter, source, permit)
+            }
+            Found::Led(waiter) => Reply::flight(key, Outcome::Computed, waiter, Some((job, None)), permit),
+        })
+    }
+}
+
+const fn store_of(policy: CachePolicy) -> Store {
+    match policy {
+        CachePolicy::Default | CachePolicy::Bypass => Store::Allowed,
+        CachePolicy::NoStore | CachePolicy::OnlyIfCached => Store::Refused,
+    }
+}
+
+// === impl Reply ===
+
+impl Reply {
+    fn hit(key: ContentKey, artifact: &Arc<Artifact>, permit: Permit) -> Self {
+        let reader = artifact.reader();
+        Self { key, outcome: Outcome::HitMemory, reader, progress: None, job: None, _waiter: None, _permit: permit }
+    }
+
+    fn flight(
+        key: ContentKey,
+        outcome: Outcome,
+        waiter: Waiter,
+        job: Option<(Arc<Job>, Option<Reservation>)>,
+        permit: Permit,
+    ) -> Self {
+        let (reader, progress) = (waiter.reader(), Some(waiter.progress()));
+        Self { key, outcome, reader, progress, job, _waiter: Some(waiter), _permit: permit }
+    }
+
+    /// A tiny picture of the latents, about a millisecond from now; none for encodes, for hits, and for models whose
+    /// latents nobody has fitted a projection to.
+    pub async fn preview(&self) -> Option<preview::Preview> {
+        let job = self.job.as_ref()?.0.clone();
+        let began = Instant::now();
+        let made = task::blocking(move || {
+            let (latents, projection) = job.preview_source()?;
+            // To the denoiser's space: through the autoencoder's by the request's numbers, and back by the model's.
+            let (asked, own) = (job.scaling, job.model.scaling);
+            let moved = [own.factor / asked.factor, (asked.shift - own.shift) * own.factor];
+            preview::jpeg(latents, projection, moved).ok()
+        });
+        let preview = made.await.ok().flatten();
+        tracing::trace!(took = ?began.elapsed(), "preview");
+        preview
+    }
+}
