@@ -46,6 +46,9 @@ pub mod flight;
 // Floor 3.
 pub mod pipeline;
 
+// Floor 4: fronts.
+pub mod front;
+
 /// The wire's messages and client, generated from `proto/`; its comments are the API reference.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications)]
 pub mod proto {

@@ -1,0 +1,239 @@
+//! One exchange, from an admitted spec to the last frame of its answer.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use http_body::Frame;
+use tokio::time::Instant;
+use tonic::body::Body;
+
+use super::{
+    Response, convert,
+    convert::RequestMessage,
+    framing::{self, CHUNK_BYTES},
+    input::{Input, STEP_BYTES},
+    lease::{Frames, Lease},
+};
+use crate::{
+    admission::Permit,
+    body::Seal,
+    cache::alias::InputDigest,
+    deadline::Deadline,
+    error::Error,
+    front::{record::Record, status},
+    job::{CachePolicy, Checked},
+    meta::Meta,
+    metrics::Outcome,
+    pipeline::{Pipeline, Reply, Request},
+    progress::Progress,
+    proto::{self, decode_response::Event},
+};
+
+/// A request that was admitted, before its input was read.
+pub(super) struct Exchange<M> {
+    pub(super) pipeline: Pipeline,
+    pub(super) deadline: Deadline,
+    pub(super) stall: Duration,
+    pub(super) input: Input<M>,
+    pub(super) checked: Checked,
+    pub(super) policy: CachePolicy,
+    pub(super) claimed: Option<InputDigest>,
+    pub(super) wants: proto::Wants,
+    pub(super) permit: Permit,
+}
+
+/// A reply and what is told beside it.
+struct Answer {
+    reply: Reply,
+    wants: proto::Wants,
+    deadline: Deadline,
+    record: Record,
+    received_at: Instant,
+}
+
+impl<M: RequestMessage> Exchange<M> {
+    /// Answers; the head comes when the request is accepted, has failed, or needs data.
+    pub(super) async fn respond(self, mut record: Record) -> Response {
+        let (deadline, stall, wants) = (self.deadline, self.stall, self.wants);
+        let overdue = record.overdue();
+        let stream = |frames: Frames| respond(Lease::new(frames, overdue, deadline, stall));
+        if let (Some(claimed), false) = (self.claimed, self.input.has_data()) {
+            return match self.pipeline.find(&self.checked, &claimed, self.policy, self.permit) {
+                Ok(reply) => stream(Box::pin(Answer::new(reply, wants, deadline, record).frames())),
+                Err(permit) => stream(Box::pin(Exchange { permit, ..self }.ask_for_data(record))),
+            };
+        }
+        match self.serve(&mut record).await {
+            Ok(reply) => stream(Box::pin(Answer::new(reply, wants, deadline, record).frames())),
+            Err(error) => {
+                record.failed(&error);
+                status::grpc(&error).into_http()
+            }
+        }
+    }
+
+    /// Digest first, and not found: the response opens with `need_data`.
+    fn ask_for_data(self, mut record: Record) -> impl Stream<Item = Frame<Bytes>> {
+        async_stream::stream! {
+            let (deadline, wants) = (self.deadline, self.wants);
+            yield Frame::data(framing::event(Event::NeedData(proto::NeedData {})));
+            match self.serve_asked(&mut record).await {
+                Ok(reply) => {
+                    let frames = Answer::new(reply, wants, deadline, record).frames();
+                    for await frame in frames {
+                        yield frame;
+                    }
+                }
+                Err(error) => {
+                    record.failed(&error);
+                    yield status::trailers(Err(&error));
+                }
+            }
+        }
+    }
+
+    /// After `need_data`: a client that has yet to speak holds no place of those that have; it is admitted again with its
+    /// first data.
+    async fn serve_asked(self, record: &mut Record) -> Result<Reply, Error> {
+        let Self { pipeline, deadline, mut input, permit, .. } = self;
+        drop(permit);
+        deadline.bound("waiting for the data", input.wait()).await?;
+        let permit = pipeline.admit()?;
+        Self { pipeline, input, permit, ..self }.serve(record).await
+    }
+
+    /// Reads the input and hands it to the pipeline.
+    async fn serve(self, record: &mut Record) -> Result<Reply, Error> {
+        let Self { pipeline, deadline, input, checked, policy, claimed, permit, .. } = self;
+        let want = checked.input_bytes();
+        let mut held = pipeline.reserve(want.min(STEP_BYTES))?;
+        let (data, digest) = deadline.bound("reading the input", input.read(want, &mut held)).await?;
+        record.received(want);
+        if claimed.is_some_and(|claimed| claimed != digest) {
+            return Err(Error::bad_request("digest", "the data do not have the digest that the spec claims"));
+        }
+        let request = Request { checked, data, digest, policy, permit, held };
+        deadline.bound("looking the answer up", pipeline.serve(request)).await
+    }
+}
+
+/// The head of a response whose frames follow.
+fn respond(body: Lease) -> Response {
+    let mut response = Response::new(Body::new(body));
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
+    response
+}
+
+impl Answer {
+    fn new(reply: Reply, wants: proto::Wants, deadline: Deadline, mut record: Record) -> Self {
+        record.accepted(reply.key, reply.outcome);
+        Self { reply, wants, deadline, record, received_at: Instant::now() }
+    }
+
+    /// accepted, progress and preview, header, chunks, trailer; or the status of what went wrong, at whatever point.
+    fn frames(mut self) -> impl Stream<Item = Frame<Bytes>> + Send {
+        async_stream::stream! {
+            yield Frame::data(self.accepted());
+            if let Some(preview) = self.preview().await {
+                yield Frame::data(preview);
+            }
+            while let Some(progress) = self.progress().await {
+                yield Frame::data(progress);
+            }
+            let meta = match self.deadline.bound("waiting for the answer", self.reply.reader.meta()).await {
+                Ok(meta) => meta,
+                Err(error) => {
+                    self.record.failed(&error);
+                    yield status::trailers(Err(&error));
+                    return;
+                }
+            };
+            yield Frame::data(framing::event(Event::Header(convert::header(&meta))));
+            loop {
+                match self.deadline.bound("sending the answer", self.reply.reader.next()).await {
+                    Ok(Some(mut slice)) => while !slice.is_empty() {
+                        let chunk = slice.split_to(slice.len().min(CHUNK_BYTES));
+                        self.record.sent(chunk.len());
+                        yield Frame::data(framing::chunk_head(chunk.len()));
+                        yield Frame::data(chunk);
+                    },
+                    Ok(None) => break,
+                    Err(error) => {
+                        self.record.failed(&error);
+                        yield status::trailers(Err(&error));
+                        return;
+                    }
+                }
+            }
+            match self.reply.reader.seal().await {
+                Ok(seal) => {
+                    yield Frame::data(self.trailer(&meta, &seal));
+                    self.record.done();
+                    yield status::trailers(Ok(()));
+                }
+                Err(error) => {
+                    self.record.failed(&error);
+                    yield status::trailers(Err(&error));
+                }
+            }
+        }
+    }
+
+    fn accepted(&self) -> Bytes {
+        let content_key = Bytes::copy_from_slice(self.reply.key.as_bytes());
+        let source = convert::source(self.reply.outcome) as i32;
+        framing::event(Event::Accepted(proto::Accepted { content_key, source }))
+    }
+
+    async fn preview(&self) -> Option<Bytes> {
+        if !self.wants.preview {
+            return None;
+        }
+        let preview = self.reply.preview().await?;
+        let (jpeg, width, height) = (preview.jpeg, preview.width, preview.height);
+        Some(framing::event(Event::Preview(proto::Preview { jpeg, width, height })))
+    }
+
+    /// The next progress message; `None` once there are no more, or the answer begins.
+    async fn progress(&mut self) -> Option<Bytes> {
+        if !self.wants.progress {
+            return None;
+        }
+        let watched = self.reply.progress.as_mut()?;
+        let changed = async { watched.changed().await.ok().map(|()| *watched.borrow_and_update()) };
+        let meta = self.reply.reader.meta();
+        let news = async {
+            tokio::select! {
+                biased;
+                _ = meta => Ok(None),
+                progress = changed => Ok(progress),
+            }
+        };
+        // A deadline that passes here is met again, and told, where the metadata is awaited.
+        let Progress { done, total } = self.deadline.bound("computing", news).await.ok().flatten()?;
+        Some(framing::event(Event::Progress(proto::Progress { done, total })))
+    }
+
+    fn trailer(&self, meta: &Meta, seal: &Seal) -> Bytes {
+        let us = |duration: Duration| duration.as_micros() as u64;
+        let (began, made) = (self.record.began(), &meta.provenance);
+        let is_hit = self.reply.outcome == Outcome::HitMemory;
+        let of_run = |duration| if is_hit { 0 } else { us(duration) };
+        let received = self.received_at.duration_since(began);
+        let timings = proto::Timings {
+            receive_us: us(received),
+            first_byte_us: us(self.record.first_byte().saturating_sub(received)),
+            total_us: us(began.elapsed()),
+            queue_us: of_run(made.queued),
+            compute_us: of_run(made.computed),
+            render_us: of_run(made.rendered),
+        };
+        let trailer = proto::Trailer {
+            digest: Bytes::copy_from_slice(&seal.digest),
+            source: convert::source(self.reply.outcome) as i32,
+            timings: Some(timings),
+        };
+        framing::event(Event::Trailer(trailer))
+    }
+}

@@ -1,0 +1,83 @@
+//! Renders a row of the error table as a gRPC status with google.rpc details. No other code names a status.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
+use http_body::Frame;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::error::{Error, GrpcCode, RETRY_AFTER, Retry};
+
+/// `ErrorInfo.domain` of every error.
+const DOMAIN: &str = "latentgate";
+
+/// The status of an error, with its details.
+pub(super) fn grpc(error: &Error) -> Status {
+    let row = error.row();
+    let mut details = ErrorDetails::with_error_info(row.reason, DOMAIN, []);
+    if let Some(field) = error.field_name() {
+        details.add_bad_request_violation(field, error.message());
+    }
+    if row.retry == Retry::Later {
+        details.set_retry_info(Some(RETRY_AFTER));
+    }
+    if let Some(resource) = error.resource() {
+        details.set_resource_info(resource.sort, &resource.name, "", error.message());
+    }
+    Status::with_error_details(code(row.grpc), error.message(), details)
+}
+
+/// The trailers that end a stream: success, or the status of an error.
+pub(super) fn trailers(result: Result<(), &Error>) -> Frame<Bytes> {
+    let end = match result {
+        Ok(()) => Status::ok(""),
+        Err(error) => grpc(error),
+    };
+    let mut map = HeaderMap::new();
+    if end.add_header(&mut map).is_err() {
+        // A status that does not fit headers is a bug; the stream still must not end as a success.
+        map.clear();
+        map.insert("grpc-status", HeaderValue::from_static("13"));
+    }
+    Frame::trailers(map)
+}
+
+const fn code(code: GrpcCode) -> Code {
+    match code {
+        GrpcCode::Cancelled => Code::Cancelled,
+        GrpcCode::InvalidArgument => Code::InvalidArgument,
+        GrpcCode::DeadlineExceeded => Code::DeadlineExceeded,
+        GrpcCode::NotFound => Code::NotFound,
+        GrpcCode::ResourceExhausted => Code::ResourceExhausted,
+        GrpcCode::Unimplemented => Code::Unimplemented,
+        GrpcCode::Internal => Code::Internal,
+        GrpcCode::Unavailable => Code::Unavailable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{ErrorKind, Resource};
+
+    #[test]
+    fn codes_are_grpcs_own_numbers() {
+        for kind in ErrorKind::ALL {
+            let status = grpc(&Error::new(kind, "x"));
+            assert_eq!(status.code() as i32, kind.row().grpc as i32, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn details_name_field_retry_and_resource() {
+        let status = grpc(&Error::bad_request("latents.shape", "wanted [n,c,h,w]"));
+        let violations = status.get_details_bad_request().unwrap().field_violations;
+        assert_eq!(violations[0].field, "latents.shape");
+        let status = grpc(&Error::new(ErrorKind::Overloaded, "full"));
+        assert_eq!(status.get_details_retry_info().unwrap().retry_delay, Some(RETRY_AFTER));
+        assert_eq!(status.get_details_error_info().unwrap().reason, "OVERLOADED");
+        let missing = Resource { sort: "model", name: "nope".to_owned() };
+        let status = grpc(&Error::missing(ErrorKind::UnknownModel, missing, "no such model"));
+        assert_eq!(status.get_details_resource_info().unwrap().resource_name, "nope");
+    }
+}
