@@ -49,6 +49,12 @@ pub mod pipeline;
 // Floor 4: fronts.
 pub mod front;
 
+// Floor 5: composition.
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod telemetry;
+
 /// The wire's messages and client, generated from `proto/`; its comments are the API reference.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications)]
 pub mod proto {
@@ -58,3 +64,5 @@ pub mod proto {
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/latentgate.v1.fds"));
 }
 
+pub use app::App;
+pub use config::Config;

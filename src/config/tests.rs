@@ -1,0 +1,107 @@
+use std::io::Write as _;
+
+use super::*;
+
+fn load(text: &str) -> Result<Config, ConfigError> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    Config::load(Some(file.path()), &Overrides::default())
+}
+
+fn faults(text: &str) -> Vec<String> {
+    match load(text).unwrap_err() {
+        ConfigError::Invalid(faults) => faults.into_iter().map(|fault| fault.key).collect(),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn the_defaults_are_safe_and_valid() {
+    let config = load("").unwrap();
+    assert!(config.listen.data.ip().is_loopback() && config.listen.admin.ip().is_loopback());
+    assert_eq!(Config { weights: Weights::default(), ..config }, Config::default());
+}
+
+#[test]
+fn what_is_printed_can_be_read_back() {
+    let config = load("[limits]\nmax_input = \"12MiB\"\n[models.mine]\nweights = \"/\"\npreload = true\n").unwrap();
+    assert_eq!(load(&config.to_toml()).unwrap(), config);
+}
+
+#[test]
+fn the_example_file_is_the_defaults() {
+    let text = include_str!("../../deploy/latentgate.example.toml");
+    let values: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(
+        values.join("\n").trim(),
+        Config::default().to_toml().trim(),
+        "run `latentgate config print` and bring it up to date"
+    );
+}
+
+#[test]
+fn sizes_and_durations_have_units() {
+    let config =
+        load("[cache.memory]\ncapacity = \"2GiB\"\ntime_to_live = \"1h\"\n[shutdown]\ngrace = \"5s\"").unwrap();
+    assert_eq!(config.cache.memory.capacity, ByteSize::gib(2));
+    assert_eq!(config.cache.memory.time_to_live, Some(Duration::from_hours(1)));
+    assert_eq!(config.shutdown.grace, Duration::from_secs(5));
+    assert!(load("[shutdown]\ngrace = \"5\"").is_err(), "a duration without unit");
+}
+
+#[test]
+fn unknown_keys_are_named() {
+    let error = load("[limits]\nmax_pixel = 3").unwrap_err().to_string();
+    assert!(error.contains("max_pixel") && error.contains("max_pixels"), "{error}");
+}
+
+#[test]
+fn all_faults_come_at_once() {
+    let text = "[admission]\nmax_requests = 0\nmemory = \"1KiB\"\n[flight]\nkeep_from = 2.0\n\
+                [models.\"-x\"]\n[models.mine]\nscaling_factor = 0.0\n";
+    let found = faults(text);
+    for key in [
+        "admission.max_requests",
+        "admission.memory",
+        "flight.keep_from",
+        "models.mine.weights",
+        "models.mine.scaling_factor",
+    ] {
+        assert!(found.iter().any(|fault| fault == key), "{key} is not in {found:?}");
+    }
+}
+
+#[test]
+fn values_that_would_overflow_clocks_or_counters_are_refused() {
+    let text = "[listen]\nmax_connections = 9223372036854775807\n[cache.memory]\ntime_to_live = \"2000years\"\n\
+                [flight]\ntime = \"18446744073709551615s\"\n[limits]\nrequest_time = \"2days\"\n[log]\nfilter = \"a=b=c\"\n\
+                [engine]\nmemory = \"0B\"\ndevice = \"metal\"\n";
+    let found = faults(text);
+    let keys = [
+        "listen.max_connections",
+        "cache.memory.time_to_live",
+        "flight.time",
+        "limits.request_time",
+        "log.filter",
+        "engine.memory",
+    ];
+    for key in keys {
+        assert!(found.iter().any(|fault| fault == key), "{key} is not in {found:?}");
+    }
+    assert_eq!(found.iter().any(|fault| fault == "engine.device"), !cfg!(feature = "metal"));
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Config::load(Some(Path::new("/nowhere/latentgate.toml")), &Overrides::default()).unwrap_err();
+    assert!(error.to_string().contains("/nowhere/latentgate.toml"), "{error}");
+}
+
+#[test]
+fn flags_stand_above_the_file() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(b"[listen]\ndata = \"127.0.0.1:1\"\nadmin = \"127.0.0.1:2\"").unwrap();
+    let flags = Overrides { listen: Some(ListenOverrides { data: Some("127.0.0.1:3".parse().unwrap()), admin: None }) };
+    let config = Config::load(Some(file.path()), &flags).unwrap();
+    assert_eq!((config.listen.data.port(), config.listen.admin.port()), (3, 2));
+}

@@ -1,0 +1,111 @@
+//! What serde cannot know. All faults are found before any is reported.
+
+use std::time::Duration;
+
+use super::{Config, ConfigError, Fault};
+use crate::telemetry;
+
+/// More at once is no configuration but a slip.
+const MAX_COUNT: usize = 1_000_000;
+
+/// Longer is for ever: leave it out.
+const MAX_AGE: Duration = Duration::from_hours(24 * 1000);
+
+/// No request is worth waiting for longer, and clocks can add this without overflow.
+const MAX_TIME: Duration = Duration::from_hours(24);
+
+impl Config {
+    /// Judges every value, and values against each other.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let mut faults = Vec::new();
+        let mut check = |holds: bool, key: &str, value: String, remedy: &str| {
+            if !holds {
+                faults.push(Fault { key: key.to_owned(), value, remedy: remedy.to_owned() });
+            }
+        };
+        let (admission, limits, flight) = (&self.admission, &self.limits, &self.flight);
+        let at_least_one = "must be at least 1";
+        for (key, count) in [
+            ("listen.max_connections", self.listen.max_connections),
+            ("admission.max_requests", admission.max_requests),
+        ] {
+            check((1..=MAX_COUNT).contains(&count), key, count.to_string(), "must be between 1 and 1000000");
+        }
+        if let Some(time) = self.cache.memory.time_to_live {
+            let value = humantime::format_duration(time).to_string();
+            check(
+                !time.is_zero() && time <= MAX_AGE,
+                "cache.memory.time_to_live",
+                value,
+                "must be between 1ns and 1000days",
+            );
+        }
+        let memory = admission.memory.as_u64();
+        check(memory >= 1 << 20, "admission.memory", admission.memory.to_string(), "must be at least 1MiB");
+        check(
+            limits.max_pixels >= 64,
+            "limits.max_pixels",
+            limits.max_pixels.to_string(),
+            "must be at least 64 (8 x 8)",
+        );
+        check(limits.max_batch > 0, "limits.max_batch", "0".to_owned(), at_least_one);
+        check(limits.max_input.as_u64() > 0, "limits.max_input", "0".to_owned(), "must be at least 1B");
+        check(
+            limits.max_input.as_u64() <= memory,
+            "limits.max_input",
+            limits.max_input.to_string(),
+            "must fit admission.memory, or no such input is ever admitted: lower it, or raise the other",
+        );
+        for (key, time) in [
+            ("limits.request_time", limits.request_time),
+            ("limits.stall_time", limits.stall_time),
+            ("flight.time", flight.time),
+        ] {
+            let value = humantime::format_duration(time).to_string();
+            check(!time.is_zero() && time <= MAX_TIME, key, value, "must be longer than 0s and at most 1day");
+        }
+        if let Err(why) = telemetry::check_filter(&self.log.filter) {
+            check(false, "log.filter", self.log.filter.clone(), &why);
+        }
+        let keep_from = flight.keep_from;
+        check((0.0..=1.0).contains(&keep_from), "flight.keep_from", keep_from.to_string(), "must be between 0 and 1");
+        let data = self.listen.data;
+        let clash = data == self.listen.admin && data.port() != 0;
+        check(!clash, "listen.admin", data.to_string(), "must differ from listen.data");
+        #[cfg(feature = "local")]
+        self.check_engine(&mut faults);
+        self.check_models(&mut faults);
+        if faults.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(faults)) }
+    }
+
+    #[cfg(feature = "local")]
+    fn check_engine(&self, faults: &mut Vec<Fault>) {
+        use crate::backend::local::engine::Device;
+        let engine = &self.engine;
+        let mut check = |holds: bool, key: &str, value: String, remedy: &str| {
+            if !holds {
+                faults.push(Fault { key: key.to_owned(), value, remedy: remedy.to_owned() });
+            }
+        };
+        check(
+            (1..=MAX_COUNT).contains(&engine.queue),
+            "engine.queue",
+            engine.queue.to_string(),
+            "must be between 1 and 1000000",
+        );
+        let memory = engine.memory;
+        check(
+            memory.as_u64() >= 64 << 20,
+            "engine.memory",
+            memory.to_string(),
+            "must be at least 64MiB, or nothing can run",
+        );
+        let is_built_in = match engine.device {
+            Device::Cpu => true,
+            Device::Cuda(_) => cfg!(feature = "cuda"),
+            Device::Metal => cfg!(feature = "metal"),
+        };
+        let remedy = "this binary was built without it: build with the cargo feature of that name, or say cpu";
+        check(is_built_in, "engine.device", engine.device.to_string(), remedy);
+    }
+}
