@@ -1,0 +1,28 @@
+//! The one integration binary: the real app on ephemeral loopback ports, the real client, gates and conditions instead of sleeps.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::float_cmp,
+    clippy::needless_for_each,
+    clippy::unnecessary_wraps,
+    unreachable_pub,
+    reason = "tests: an unwrap is an assertion, counts are whole numbers, and what did not run is said aloud"
+)]
+
+mod support;
+
+mod admission;
+mod architecture;
+mod bad_input;
+#[cfg(feature = "local")]
+mod cli;
+mod coalescing;
+mod digest_first;
+mod memory;
+mod operations;
+#[cfg(feature = "local")]
+mod parity;
+mod policies;
+mod wire;
