@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Config, Fault};
 use crate::model::{Family, ModelId, ModelSpec, ModelTable, Task, WeightsSource};
@@ -15,7 +15,7 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<PathBuf>,
     /// Part of the content key. Default: `main` for known weights, a fingerprint for weights named here.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "text")]
     pub revision: Option<String>,
     /// Overrides the checkpoint's.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -78,6 +78,20 @@ impl ModelConfig {
         spec.scaling.shift = self.shift_factor.unwrap_or(spec.scaling.shift);
         spec
     }
+}
+
+/// Text, also where the source made a number of it: an environment variable of digits alone.
+fn text<'de, D: Deserializer<'de>>(source: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Text {
+        Text(String),
+        Number(u64),
+    }
+    Ok(Option::<Text>::deserialize(source)?.map(|text| match text {
+        Text::Text(text) => text,
+        Text::Number(number) => number.to_string(),
+    }))
 }
 
 /// A model that nothing is known of: its checkpoint tells.

@@ -92,6 +92,13 @@ fn values_that_would_overflow_clocks_or_counters_are_refused() {
 }
 
 #[test]
+fn a_revision_of_digits_is_text() {
+    let config = load("[models.builtin]\nrevision = 20261123").unwrap();
+    assert_eq!(config.models["builtin"].revision.as_deref(), Some("20261123"));
+    assert_eq!(load("[models.builtin]\npreload = true").unwrap().models["builtin"].revision, None);
+}
+
+#[test]
 fn a_missing_file_is_named() {
     let error = Config::load(Some(Path::new("/nowhere/latentgate.toml")), &Overrides::default()).unwrap_err();
     assert!(error.to_string().contains("/nowhere/latentgate.toml"), "{error}");

@@ -168,7 +168,7 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (server, _) = listener.accept().await.unwrap();
         client.write_all(bytes).await.unwrap();
-        timeout(Duration::from_millis(200), greeting(&server)).await.ok().map(|read| read.is_ok())
+        timeout(Duration::from_millis(500), greeting(&server)).await.ok().map(|read| read.is_ok())
     }
 
     #[tokio::test]

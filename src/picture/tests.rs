@@ -1,7 +1,5 @@
 //! Reading pictures against Pillow and torch (`tests/fixtures/make_render_goldens.py`), and hostile files.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use image::RgbImage;
 use proptest::prelude::*;
@@ -116,10 +114,9 @@ fn a_bomb_is_refused_before_it_can_cost_anything() {
     let mut bomb = fixture("rgb.png").to_vec();
     bomb[16..20].copy_from_slice(&60_000u32.to_be_bytes());
     bomb[20..24].copy_from_slice(&60_000u32.to_be_bytes());
-    let start = tokio::time::Instant::now();
+    // By its header: the pixels are cut off, so that nobody could have looked at them.
+    bomb.truncate(33);
     let refused = read(&bomb.into(), &LIMITS).unwrap_err();
-    // Microseconds; the margin is for a machine that stalls. Decoding would take seconds and 10 GB.
-    assert!(start.elapsed() < Duration::from_millis(50), "{:?}", start.elapsed());
     assert_eq!(refused.to_string(), "a picture is at most 4096 pixels a side and 1048576 in all, got 60000x60000");
     let long = PictureLimits { max_pixels: u64::MAX, max_side: 47 };
     assert!(matches!(read(&fixture("colour.jpg"), &long), Err(PictureError::TooLarge { width: 48, .. })));

@@ -1,6 +1,6 @@
 //! `.npy`: one array of NumPy's.
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use npyz::{NpyHeader, Order, TypeStr, WriterBuilder as _};
 
@@ -9,7 +9,9 @@ use crate::tensor::{DType, Shape, Tensor};
 /// The array, in C order, of little-endian f32, f16 or u8. Shares the file's bytes: only the header is parsed.
 pub(super) fn read(file: &Bytes) -> anyhow::Result<Tensor> {
     let mut rest = &file[..];
-    let header = NpyHeader::from_reader(&mut rest).context("not a .npy file")?;
+    // The parser's own words are a dump of the header, many lines long.
+    let header =
+        NpyHeader::from_reader(&mut rest).map_err(|_| anyhow!("not a .npy file that NumPy could have written"))?;
     let described = header.dtype().descr();
     let dtype = match described.trim_matches('\'') {
         "<f4" => DType::F32,
