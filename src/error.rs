@@ -50,6 +50,8 @@ pub enum ErrorKind {
     TaskUnsupported,
     /// The model does not make that output, or the output cannot hold the answer.
     OutputUnsupported,
+    /// Messages compressed in a way that this server does not read.
+    EncodingUnsupported,
     /// Input or predicted output over a limit; trying again is of no use.
     TooLarge,
     /// A queue or a budget is full; trying again can help.
@@ -131,11 +133,12 @@ pub struct Row {
 
 impl ErrorKind {
     /// Every kind, for tables and tests.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::BadRequest,
         Self::UnknownModel,
         Self::TaskUnsupported,
         Self::OutputUnsupported,
+        Self::EncodingUnsupported,
         Self::TooLarge,
         Self::Overloaded,
         Self::DeadlineExceeded,
@@ -156,6 +159,9 @@ impl ErrorKind {
             Self::UnknownModel => ("UNKNOWN_MODEL", G::NotFound, 404, Never, Level::DEBUG, Downstream),
             Self::TaskUnsupported => ("TASK_UNSUPPORTED", G::Unimplemented, 404, Never, Level::DEBUG, Downstream),
             Self::OutputUnsupported => ("OUTPUT_UNSUPPORTED", G::InvalidArgument, 400, Never, Level::DEBUG, Downstream),
+            Self::EncodingUnsupported => {
+                ("ENCODING_UNSUPPORTED", G::Unimplemented, 415, Never, Level::DEBUG, Downstream)
+            }
             Self::TooLarge => ("TOO_LARGE", G::ResourceExhausted, 413, Never, Level::DEBUG, Downstream),
             Self::Overloaded => ("OVERLOADED", G::ResourceExhausted, 429, Later, Level::DEBUG, Internal),
             Self::DeadlineExceeded => ("DEADLINE_EXCEEDED", G::DeadlineExceeded, 504, Never, Level::DEBUG, Downstream),
@@ -174,6 +180,7 @@ impl ErrorKind {
             Self::UnknownModel => "unknown_model",
             Self::TaskUnsupported => "task_unsupported",
             Self::OutputUnsupported => "output_unsupported",
+            Self::EncodingUnsupported => "encoding_unsupported",
             Self::TooLarge => "too_large",
             Self::Overloaded => "overloaded",
             Self::DeadlineExceeded => "deadline_exceeded",

@@ -19,7 +19,7 @@ use tower::Service;
 use super::{record::Record, status};
 use crate::{
     deadline::Deadline,
-    error::Error,
+    error::{Error, ErrorKind},
     metrics::{Front, Metrics},
     pipeline::Pipeline,
     proto,
@@ -82,6 +82,7 @@ impl LatentsService {
         record: &mut Record,
     ) -> Result<Exchange<M>, Error> {
         let wished = timeout::of(request.headers())?;
+        check_encoding(request.headers())?;
         let deadline = Deadline::within(record.began(), wished, self.times.request);
         let stream =
             Streaming::new_request(ProstDecoder::<M>::default(), request.into_body(), None, Some(MAX_MESSAGE_BYTES));
@@ -118,6 +119,18 @@ impl LatentsService {
         }
         let mut grpc = tonic::server::Grpc::new(tonic_prost::ProstCodec::default());
         grpc.unary(ListModels(self.pipeline), request).await
+    }
+}
+
+/// Payloads are noise to a compressor, so messages are taken as they are; what is compressed is refused by name.
+fn check_encoding(headers: &http::HeaderMap) -> Result<(), Error> {
+    match headers.get("grpc-encoding").map(http::HeaderValue::as_bytes) {
+        None | Some(b"identity") => Ok(()),
+        Some(_) => Err(Error::field(
+            ErrorKind::EncodingUnsupported,
+            "grpc-encoding",
+            "messages are read uncompressed only: leave the compression out",
+        )),
     }
 }
 

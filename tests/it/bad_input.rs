@@ -343,6 +343,14 @@ async fn garbled_protocol_is_refused_not_fatal() {
     let codec = tonic_prost::ProstCodec::<DecodeRequest, proto::DecodeResponse>::default();
     let status = grpc.streaming(request, path, codec).await.expect_err("refused");
     assert_refused("timeout", &status, bad("grpc-timeout"));
+    // Compressed messages.
+    let mut request = tonic::Request::new(tokio_stream::iter([DecodeRequest::default()]));
+    request.metadata_mut().insert("grpc-encoding", "gzip".parse().unwrap());
+    grpc.ready().await.unwrap();
+    let path = http::uri::PathAndQuery::from_static("/latentgate.v1.Latents/Decode");
+    let codec = tonic_prost::ProstCodec::<DecodeRequest, proto::DecodeResponse>::default();
+    let status = grpc.streaming(request, path, codec).await.expect_err("refused");
+    assert_eq!(reason(&status), (Code::Unimplemented, "ENCODING_UNSUPPORTED".to_owned()));
     // Bytes that are no message of ours: a health request's string where the spec should be.
     let garbage = tonic_health::pb::HealthCheckRequest { service: "\u{1}\u{2}\u{3}".to_owned() };
     grpc.ready().await.unwrap();
