@@ -100,11 +100,6 @@ impl Gate {
         }
     }
 
-    /// Requests in flight now.
-    pub fn requests(&self) -> usize {
-        self.0.requests.load(Ordering::Acquire)
-    }
-
     /// Bytes reserved now.
     pub fn bytes(&self) -> u64 {
         self.0.bytes.load(Ordering::Acquire)

@@ -1,4 +1,4 @@
-//! From decoder output to what is handed out: finished bytes of pixels, casts, and picture files.
+//! From decoder output to what is handed out: finished bytes of pixels, and picture files.
 //!
 //! Pure functions on tensors at rest, so a rendition can be derived from cached f16 pixels at any time and is bit-equal
 //! to one made beside the computation. Every rendition starts from the same f16 numbers, as the upstream's does.
@@ -13,8 +13,7 @@ pub(crate) use file::{Chroma, jpeg_of};
 pub use file::{jpeg, png, webp};
 pub use rgb8::{uint8, unit_to_u8};
 
-use crate::float;
-use crate::tensor::{DType, Shape, Tensor};
+use crate::tensor::{DType, Shape};
 
 /// Why a tensor cannot be rendered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,9 +28,6 @@ pub enum RenderError {
         /// The shape that came.
         shape: Shape,
     },
-    /// A cast from or to bytes.
-    #[error(transparent)]
-    Cast(#[from] float::NotFloat),
     /// A side that the file format cannot express.
     #[error("a {format} is at most {most} pixels a side, got {width}x{height}")]
     Side {
@@ -55,11 +51,6 @@ pub enum RenderError {
         /// What the encoder says.
         reason: String,
     },
-}
-
-/// Casts between f32, f16 and bf16, rounding to nearest even. The same type is free: the bytes are shared.
-pub fn cast(tensor: &Tensor, to: DType) -> Result<Tensor, RenderError> {
-    Ok(float::cast(tensor, to)?)
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use half::f16;
 use image::RgbImage;
 
 use super::*;
+use crate::float;
+use crate::tensor::Tensor;
 
 /// A committed golden.
 fn fixture(name: &str) -> Vec<u8> {
@@ -69,7 +71,7 @@ fn planes_become_pixels_of_each_picture_of_a_batch() {
     let rgb = uint8(&pixels).unwrap();
     assert_eq!(rgb.shape().dims(), [2, 1, 2, 3]);
     assert_eq!(rgb.data()[..], [0, 128, 255, 128, 255, 0, 255, 0, 128, 255, 0, 0]);
-    let refused = uint8(&cast(&pixels, DType::F32).unwrap()).unwrap_err();
+    let refused = uint8(&float::cast(&pixels, DType::F32).unwrap()).unwrap_err();
     assert_eq!(refused.to_string(), "wanted float16 [n,3,h,w], got float32 [2,3,1,2]");
 }
 
