@@ -9,7 +9,7 @@ use bytes::Bytes;
 use criterion::{Criterion, Throughput};
 use half::f16;
 use latentgate::{
-    job::{DecodeSpec, Job, Output, ScalingWish, Spec},
+    job::{Batch, DecodeSpec, Job, Output, ScalingWish, Spec},
     key::ContentKey,
     model::ModelTable,
     tensor::{DType, Shape},
@@ -55,8 +55,8 @@ fn canonical(criterion: &mut Criterion) {
 
 fn latents(model: &str, dtype: DType, dims: &[usize]) -> DecodeSpec {
     let shape = Shape::try_new(dims).expect("a small shape");
-    let scaling = ScalingWish::ModelDefault;
-    DecodeSpec { model: model.to_owned(), dtype, shape, picture: None, scaling, output: Output::Png }
+    let (scaling, output, batch) = (ScalingWish::ModelDefault, Output::Png, Batch::Whole);
+    DecodeSpec { model: model.to_owned(), dtype, shape, picture: None, scaling, output, batch }
 }
 
 /// FLUX's tokens for 1024x1024 pixels.

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use crate::{
-    error::{Error, ErrorKind, Resource},
-    model::{ModelId, ModelSpec, ModelTable, Scaling, Task},
+    error::Error,
+    model::{ModelSpec, ModelTable, Scaling, Task},
     picture::Range,
     preview::Projection,
     tensor::{DType, Shape, Tensor},
@@ -37,8 +37,10 @@ pub struct Limits {
 pub enum Output {
     /// Decoder output as it is, `[n, 3, h, w]`, in a floating-point dtype.
     Tensor(DType),
-    /// Finished pixels `[n, h, w, 3]` of uint8.
+    /// Finished pixels of uint8: `[n, h, w, 3]`, of a video `[frames, h, w, 3]`.
     Uint8,
+    /// Finished pixels in 0..1, f16: `[n, 3, h, w]`, of a video `[frames, 3, h, w]`.
+    Unit,
     /// 8-bit RGB PNG.
     Png,
     /// Baseline JPEG, 4:2:0, of this quality in 1..=100.
@@ -47,6 +49,16 @@ pub enum Output {
     Webp,
     /// MP4 at so many frames a second; video models only.
     Mp4(u32),
+}
+
+/// What becomes of a batch whose output has room for one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Batch {
+    /// All of it or nothing: refused where the output has room for one.
+    #[default]
+    Whole,
+    /// The first answers for all where there is room for one, as the Hugging Face protocol has it.
+    FirstIfOne,
 }
 
 /// Which latents of the posterior an encode answers.
@@ -98,7 +110,7 @@ pub struct DecodeSpec {
     pub model: String,
     /// Dtype of the latents as sent.
     pub dtype: DType,
-    /// Shape of the latents as sent: `[n, c, h, w]`, or packed `[n, l, 4c]`.
+    /// Shape of the latents as sent: `[n, c, h, w]`, packed `[n, l, 4c]`, of a video `[n, c, f, h, w]`.
     pub shape: Shape,
     /// Height and width of the wanted picture in pixels; packed latents need them, others ignore them.
     pub picture: Option<(u32, u32)>,
@@ -106,6 +118,8 @@ pub struct DecodeSpec {
     pub scaling: ScalingWish,
     /// Wanted form.
     pub output: Output,
+    /// What if the form has room for one only.
+    pub batch: Batch,
 }
 
 /// The input of an encode as spelled.
@@ -156,7 +170,7 @@ pub enum Spec {
 pub enum Work {
     /// Latents to pixels.
     Decode {
-        /// `[n, c, h, w]`, f32, finite, unpacked, scaling not yet applied.
+        /// `[n, c, h, w]` or `[n, c, f, h, w]`, f32, finite, unpacked, scaling not yet applied.
         latents: Tensor,
         /// Wanted form.
         output: Output,
@@ -189,19 +203,31 @@ impl Output {
     /// JPEG quality when none is said: Pillow's, and so the endpoints'.
     pub const DEFAULT_JPEG_QUALITY: u8 = 75;
 
+    /// Frames a second when none are said: the endpoints' writer's default.
+    pub const DEFAULT_FPS: u32 = 10;
+
     /// The longest side its file format can express, in pixels.
     pub const fn max_side(self) -> usize {
         match self {
             Self::Jpeg(_) => 65_535,
             Self::Webp => 16_383,
             // PNG's limit is 31 bits, beyond any limit on pixels.
-            Self::Png | Self::Tensor(_) | Self::Uint8 | Self::Mp4(_) => i32::MAX as usize,
+            Self::Png | Self::Tensor(_) | Self::Uint8 | Self::Unit | Self::Mp4(_) => i32::MAX as usize,
         }
     }
 
     /// Whether it is a picture file, which has room for one picture.
     pub const fn is_picture(self) -> bool {
         matches!(self, Self::Png | Self::Jpeg(_) | Self::Webp)
+    }
+
+    /// Whether it has room for the first of a batch only: files, and the frames of one video.
+    pub const fn holds_one(self, is_video: bool) -> bool {
+        match self {
+            Self::Png | Self::Jpeg(_) | Self::Webp | Self::Mp4(_) => true,
+            Self::Uint8 | Self::Unit => is_video,
+            Self::Tensor(_) => false,
+        }
     }
 }
 
@@ -226,19 +252,7 @@ impl Spec {
 
     /// Judges everything that can be judged without the payload: model, task, dtypes, channels, sizes, output.
     pub fn check(self, models: &ModelTable, limits: &Limits) -> Result<Checked, Error> {
-        let model = models.get(self.model()).cloned().ok_or_else(|| {
-            // A name beyond any model's length is not worth repeating whole.
-            let name: String = self.model().chars().take(ModelId::MAX_LEN).collect();
-            Error::missing(
-                ErrorKind::UnknownModel,
-                Resource { sort: "model", name: name.clone() },
-                format!("model: no model is called {name:?}; ListModels tells the names"),
-            )
-        })?;
-        if !model.tasks.contains(&self.task()) {
-            let message = format!("model {} does not {}", model.id, self.task().label());
-            return Err(Error::new(ErrorKind::TaskUnsupported, message));
-        }
+        let model = models.find(self.model(), self.task())?.clone();
         Checked::new(self, model, *limits)
     }
 }

@@ -98,6 +98,7 @@ impl Encoder {
             Output::Jpeg(quality) => (3, u32::from(quality)),
             Output::Webp => (4, 0),
             Output::Mp4(fps) => (5, fps),
+            Output::Unit => (6, 0),
         };
         let mut content = [form, 0, 0, 0, 0];
         content[1..].copy_from_slice(&detail.to_le_bytes());

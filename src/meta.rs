@@ -68,7 +68,7 @@ impl ContentType {
 impl From<Output> for ContentType {
     fn from(output: Output) -> Self {
         match output {
-            Output::Tensor(_) | Output::Uint8 => Self::Tensor,
+            Output::Tensor(_) | Output::Uint8 | Output::Unit => Self::Tensor,
             Output::Png => Self::Png,
             Output::Jpeg(_) => Self::Jpeg,
             Output::Webp => Self::Webp,

@@ -2,7 +2,10 @@
 
 use std::{borrow::Borrow, collections::BTreeMap, fmt, sync::Arc};
 
-use crate::preview::Projection;
+use crate::{
+    error::{Error, ErrorKind, Resource},
+    preview::Projection,
+};
 
 mod known;
 
@@ -30,6 +33,8 @@ pub enum Family {
     AutoencoderTiny,
     /// The tiny autoencoder of FLUX.2.
     Taef2,
+    /// The video autoencoder of HunyuanVideo. No local engine yet: upstream serves it.
+    AutoencoderKlHunyuanVideo,
 }
 
 /// The linear map between what a denoiser sees and what the autoencoder takes.
@@ -60,6 +65,15 @@ pub enum WeightsSource {
     },
 }
 
+/// Upstream endpoints of a model: base URLs, any of which answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoints {
+    /// For decodes.
+    pub decode: Vec<String>,
+    /// For encodes.
+    pub encode: Vec<String>,
+}
+
 /// Everything the product knows about one model.
 #[derive(Clone, Debug)]
 pub struct ModelSpec {
@@ -71,6 +85,8 @@ pub struct ModelSpec {
     pub latent_channels: usize,
     /// Pixels a latent, on each side.
     pub spatial_scale: usize,
+    /// Frames a latent frame, the first of which stands for one alone; none for picture models.
+    pub temporal_scale: Option<usize>,
     /// What `scaling` left out of a request means.
     pub scaling: Scaling,
     /// What it does, in order.
@@ -81,15 +97,23 @@ pub struct ModelSpec {
     pub preview: Option<&'static Projection>,
     /// Where its weights are.
     pub weights: WeightsSource,
+    /// Who else computes it.
+    pub endpoints: Endpoints,
 }
 
-/// All models of this process, by name.
+/// All models of this process, by name, and the other names they go by.
 #[derive(Clone, Debug, Default)]
-pub struct ModelTable(BTreeMap<ModelId, Arc<ModelSpec>>);
+pub struct ModelTable {
+    models: BTreeMap<ModelId, Arc<ModelSpec>>,
+    aliases: BTreeMap<&'static str, &'static str>,
+}
 
 // === impl Task ===
 
 impl Task {
+    /// Every task.
+    pub const ALL: [Self; 2] = [Self::Decode, Self::Encode];
+
     /// Metric label, and the task's name in messages.
     pub const fn label(self) -> &'static str {
         match self {
@@ -145,12 +169,18 @@ impl Family {
             Self::AutoencoderKl => "AutoencoderKL",
             Self::AutoencoderTiny => "AutoencoderTiny",
             Self::Taef2 => "Taef2",
+            Self::AutoencoderKlHunyuanVideo => "AutoencoderKLHunyuanVideo",
         }
     }
 
     /// Whether the encoder gives a distribution to sample from.
     pub const fn has_posterior(self) -> bool {
-        matches!(self, Self::AutoencoderKl)
+        matches!(self, Self::AutoencoderKl | Self::AutoencoderKlHunyuanVideo)
+    }
+
+    /// Whether the engine of this program can run it.
+    pub const fn has_engine(self) -> bool {
+        !matches!(self, Self::AutoencoderKlHunyuanVideo)
     }
 
     /// What a `config.json` that says nothing of scaling means, by diffusers' defaults.
@@ -158,12 +188,14 @@ impl Family {
         match self {
             Self::AutoencoderKl => Scaling::new(0.182_15, 0.0),
             Self::AutoencoderTiny | Self::Taef2 => Scaling::NONE,
+            Self::AutoencoderKlHunyuanVideo => Scaling::new(0.476_986, 0.0),
         }
     }
 
     /// The family of a class name.
     pub fn from_class_name(name: &str) -> Option<Self> {
-        [Self::AutoencoderKl, Self::AutoencoderTiny, Self::Taef2].into_iter().find(|f| f.class_name() == name)
+        let all = [Self::AutoencoderKl, Self::AutoencoderTiny, Self::Taef2, Self::AutoencoderKlHunyuanVideo];
+        all.into_iter().find(|family| family.class_name() == name)
     }
 }
 
@@ -184,16 +216,60 @@ impl Scaling {
 impl ModelTable {
     /// Adds a model, or replaces the one of the same name.
     pub fn insert(&mut self, spec: ModelSpec) {
-        self.0.insert(spec.id.clone(), Arc::new(spec));
+        self.models.insert(spec.id.clone(), Arc::new(spec));
     }
 
-    /// The model of that name.
+    /// The model of that name, or of the one that the name stands for. A model's own name comes first.
     pub fn get(&self, name: &str) -> Option<&Arc<ModelSpec>> {
-        self.0.get(name)
+        self.models.get(name).or_else(|| self.models.get(*self.aliases.get(name)?))
+    }
+
+    /// The model of that name, if it does `task`.
+    pub fn find(&self, name: &str, task: Task) -> Result<&Arc<ModelSpec>, Error> {
+        let model = self.get(name).ok_or_else(|| {
+            // A name beyond any model's length is not worth repeating whole.
+            let name: String = name.chars().take(ModelId::MAX_LEN).collect();
+            Error::missing(
+                ErrorKind::UnknownModel,
+                Resource { sort: "model", name: name.clone() },
+                format!("model: no model is called {name:?}; ListModels tells the names"),
+            )
+        })?;
+        if model.tasks.contains(&task) {
+            return Ok(model);
+        }
+        Err(Error::new(ErrorKind::TaskUnsupported, format!("model {} does not {}", model.id, task.label())))
+    }
+
+    /// The other names a model goes by, in order.
+    pub fn aliases_of<'a>(&'a self, id: &'a ModelId) -> impl Iterator<Item = &'static str> + 'a {
+        self.aliases.iter().filter(|(_, model)| **model == id.as_str()).map(|(alias, _)| *alias)
     }
 
     /// All models, in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<ModelSpec>> {
-        self.0.values()
+        self.models.values()
+    }
+}
+
+// === impl ModelSpec ===
+
+impl ModelSpec {
+    /// Whether its latents have frames, `[n, c, f, h, w]`.
+    pub const fn is_video(&self) -> bool {
+        self.temporal_scale.is_some()
+    }
+
+    /// Frames of pixels that `frames` latent frames decode to: the first gives one, every other one a whole scale.
+    pub fn decoded_frames(&self, frames: usize) -> usize {
+        frames.saturating_sub(1).saturating_mul(self.temporal_scale.unwrap_or(1)).saturating_add(1)
+    }
+
+    /// Its upstream endpoints for a task.
+    pub fn endpoints(&self, task: Task) -> &[String] {
+        match task {
+            Task::Decode => &self.endpoints.decode,
+            Task::Encode => &self.endpoints.encode,
+        }
     }
 }

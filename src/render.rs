@@ -11,7 +11,7 @@ mod rgb8;
 pub use bound::{jpeg_bound, png_bound, webp_bound};
 pub(crate) use file::{Chroma, jpeg_of};
 pub use file::{jpeg, png, webp};
-pub use rgb8::{uint8, unit_to_u8};
+pub use rgb8::{uint8, unit, unit_to_u8};
 
 use crate::tensor::{DType, Shape};
 

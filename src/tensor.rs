@@ -194,6 +194,15 @@ impl Tensor {
         &self.data
     }
 
+    /// The first along the outermost dimension, which stays as a dimension of 1: `[n, ...]` to `[1, ...]`. No copy.
+    #[must_use]
+    pub fn first(&self) -> Self {
+        let mut shape = self.shape.clone();
+        shape.dims[0] = 1;
+        let data = self.data.slice(..shape.bytes(self.dtype) as usize);
+        Self { dtype: self.dtype, shape, data }
+    }
+
     /// The bytes, by value.
     pub fn into_data(self) -> Bytes {
         self.data
@@ -229,5 +238,15 @@ mod tests {
         assert_eq!(short.to_string(), "float16 [1,4,2,2] needs 32 bytes, got 31");
         let whole = Tensor::try_new(DType::F16, shape, Bytes::from_static(&[7; 32])).unwrap();
         assert_eq!(format!("{whole:?}"), "Tensor(float16 [1,4,2,2])");
+    }
+
+    #[test]
+    fn the_first_of_a_batch_is_a_slice_of_it() {
+        let shape = Shape::try_from_wire(&[3, 2, 1]).unwrap();
+        let batch = Tensor::try_new(DType::F16, shape, Bytes::from_static(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]));
+        let batch = batch.unwrap();
+        let first = batch.first();
+        assert_eq!((first.shape().dims(), &first.data()[..]), (&[1, 2, 1][..], &[1, 2, 3, 4][..]));
+        assert_eq!(first.data().as_ptr(), batch.data().as_ptr());
     }
 }

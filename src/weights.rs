@@ -56,6 +56,9 @@ pub enum WeightsError {
         /// Another way, if there is one.
         hint: String,
     },
+    /// Weights would be of no use.
+    #[error("{0} has no local engine yet; an upstream endpoint can serve it")]
+    NoEngine(&'static str),
     /// The path is there, and not what it should be.
     #[error("{path}: {what}")]
     Unusable {
@@ -76,6 +79,9 @@ pub enum WeightsError {
 
 /// Finds the weights of a model. Reads and hashes files: off the async threads.
 pub fn find(spec: &ModelSpec, hub_cache: Option<&Path>) -> Result<Found, WeightsError> {
+    if !spec.family.has_engine() {
+        return Err(WeightsError::NoEngine(spec.family.class_name()));
+    }
     let absent = |hint: String| WeightsError::Absent { model: spec.id.to_string(), hint };
     match &spec.weights {
         WeightsSource::Builtin => Ok(builtin()),
@@ -122,6 +128,9 @@ fn at_path(path: &Path, spec: &ModelSpec) -> Result<Found, WeightsError> {
         Err(source) => return Err(WeightsError::Io { path: beside, source }),
     };
     let numbers = Numbers::parse(&config).map_err(|error| unusable(format!("config.json: {error}")))?;
+    if !numbers.family.has_engine() {
+        return Err(WeightsError::NoEngine(numbers.family.class_name()));
+    }
     let has = |half: &str| names.iter().any(|name| name.starts_with(half));
     let halves = [(Task::Decode, has("decoder.")), (Task::Encode, has("encoder."))];
     let tasks: Vec<Task> = halves.into_iter().filter_map(|(task, there)| there.then_some(task)).collect();

@@ -78,6 +78,7 @@ fn as_json(model: &Model) -> Value {
         "scaling_factor": decimal(model.scaling_factor),
         "shift_factor": decimal(model.shift_factor),
         "revision": model.revision,
+        "aliases": model.aliases,
         "backends": model.backends.iter().map(backend).collect::<Vec<_>>(),
     })
 }

@@ -15,7 +15,10 @@ impl Checked {
     /// threads for anything large.
     pub fn canonicalise(&self, data: Bytes) -> Result<Job, Error> {
         let work = match &self.spec {
-            Spec::Decode(spec) => Work::Decode { latents: canonical_latents(spec, data)?, output: spec.output },
+            Spec::Decode(spec) => {
+                let latents = canonical_latents(spec, data, spec.takes_first(&self.model))?;
+                Work::Decode { latents, output: spec.output }
+            }
             Spec::Encode(spec) => {
                 Work::Encode { pixels: self.canonical_pixels(&spec.input, data)?, mode: spec.mode, dtype: spec.dtype }
             }
@@ -59,10 +62,13 @@ impl Checked {
 /// The longest side a picture may have: what WebP allows is less, what JPEG allows is this.
 const MAX_SIDE: u32 = 65_535;
 
-fn canonical_latents(spec: &DecodeSpec, data: Bytes) -> Result<Tensor, Error> {
+fn canonical_latents(spec: &DecodeSpec, data: Bytes, first_only: bool) -> Result<Tensor, Error> {
     let bad = |error| Error::bad_request("data", error);
-    let sent =
+    let mut sent =
         Tensor::try_new(spec.dtype, spec.shape.clone(), data).map_err(|error| Error::bad_request("data", error))?;
+    if first_only {
+        sent = sent.first();
+    }
     match spec.picture {
         Some((height, width)) if spec.shape.rank() == 3 => {
             latents::widen(&latents::unpack(&sent, height, width).map_err(bad)?).map_err(bad)

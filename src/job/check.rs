@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{DecodeSpec, EncodeInput, EncodeMode, EncodeSpec, Limits, Output, ScalingWish, Spec};
+use super::{Batch, DecodeSpec, EncodeInput, EncodeMode, EncodeSpec, Limits, Output, ScalingWish, Spec};
 use crate::{
     error::{Error, ErrorKind},
     latents,
@@ -76,18 +76,17 @@ fn check_decode(spec: &DecodeSpec, model: &ModelSpec, limits: &Limits) -> Result
     if !spec.dtype.is_float() {
         return Err(Error::bad_request("latents.dtype", format!("wanted a floating-point dtype, got {}", spec.dtype)));
     }
-    let [n, channels, h, w] = latent_dims(spec)?;
+    let LatentDims { n, channels, frames, h, w } = latent_dims(spec, model)?;
     if channels != model.latent_channels {
         let message =
             format!("model {} takes {} channels, got {channels} in {}", model.id, model.latent_channels, spec.shape);
         return Err(Error::bad_request("latents.shape", message));
     }
-    check_size(
-        "latents.shape",
-        n,
-        [h.saturating_mul(model.spatial_scale), w.saturating_mul(model.spatial_scale)],
-        limits,
-    )?;
+    check_batch("latents.shape", n, limits)?;
+    let n = if spec.takes_first(model) { 1 } else { n };
+    let pictures = n.saturating_mul(model.decoded_frames(frames));
+    let sides = [h, w].map(|side| side.saturating_mul(model.spatial_scale));
+    check_pixel_count("latents.shape", pictures, sides, limits)?;
     check_output(spec.output, n, model)?;
     let (side, most) = (h.max(w) * model.spatial_scale, spec.output.max_side());
     if side > most {
@@ -97,14 +96,32 @@ fn check_decode(spec: &DecodeSpec, model: &ModelSpec, limits: &Limits) -> Result
     Ok(spec.shape.bytes(spec.dtype))
 }
 
-/// `[n, c, h, w]` of the latents once they are unpacked.
-pub(super) fn latent_dims(spec: &DecodeSpec) -> Result<[usize; 4], Error> {
+/// The dimensions of latents once they are unpacked.
+struct LatentDims {
+    n: usize,
+    channels: usize,
+    /// One, of a picture.
+    frames: usize,
+    h: usize,
+    w: usize,
+}
+
+fn latent_dims(spec: &DecodeSpec, model: &ModelSpec) -> Result<LatentDims, Error> {
+    let picture = |n, channels, h, w| Ok(LatentDims { n, channels, frames: 1, h, w });
     match (spec.shape.dims(), spec.picture) {
-        (&[n, c, h, w], _) => Ok([n, c, h, w]),
+        (&[n, channels, frames, h, w], _) if model.is_video() => Ok(LatentDims { n, channels, frames, h, w }),
+        _ if model.is_video() => {
+            let message = format!("model {} makes videos of latents [n,c,f,h,w], got {}", model.id, spec.shape);
+            Err(Error::bad_request("latents.shape", message))
+        }
+        (&[n, c, h, w], _) => picture(n, c, h, w),
         (&[_, _, _], Some((height, width))) => {
             let unpacked = latents::unpacked_shape(&spec.shape, height, width)
                 .map_err(|error| Error::bad_request("latents.shape", error))?;
-            unpacked.dims().try_into().map_err(|_| Error::internal("unpacked latents are not 4-D"))
+            let &[n, c, h, w] = unpacked.dims() else {
+                return Err(Error::internal("unpacked latents are not 4-D"));
+            };
+            picture(n, c, h, w)
         }
         (&[_, _, _], None) => Err(Error::bad_request("height", "packed (3-D) latents need height and width in pixels")),
         _ => {
@@ -113,12 +130,22 @@ pub(super) fn latent_dims(spec: &DecodeSpec) -> Result<[usize; 4], Error> {
     }
 }
 
+impl DecodeSpec {
+    /// Whether only the first of the batch is decoded.
+    pub(super) fn takes_first(&self, model: &ModelSpec) -> bool {
+        self.batch == Batch::FirstIfOne && self.output.holds_one(model.is_video())
+    }
+}
+
 fn check_output(output: Output, batch: usize, model: &ModelSpec) -> Result<(), Error> {
     let refused = |message: String| Err(Error::field(ErrorKind::OutputUnsupported, "output", message));
     match output {
-        Output::Mp4(_) => refused(format!("mp4 needs a video model, {} makes pictures", model.id)),
-        _ if output.is_picture() && batch > 1 => refused(format!(
-            "a picture file holds one picture, the batch has {batch}; ask for a tensor or send them one by one"
+        Output::Mp4(_) if !model.is_video() => refused(format!("mp4 needs a video model, {} makes pictures", model.id)),
+        _ if output.is_picture() && model.is_video() => {
+            refused(format!("{} makes videos: ask for an mp4, for finished frames or for a tensor", model.id))
+        }
+        _ if output.holds_one(model.is_video()) && batch > 1 => refused(format!(
+            "this output has room for one, the batch has {batch}; ask for a tensor or send them one by one"
         )),
         Output::Tensor(DType::U8) => {
             refused("a tensor of decoder output is floating point; uint8 pixels are an output of their own".to_owned())
@@ -161,11 +188,20 @@ fn check_pixels(shape: &Shape, limits: &Limits) -> Result<(), Error> {
 }
 
 /// Batch and pixels against the limits.
-pub(super) fn check_size(field: &'static str, n: usize, [h, w]: [usize; 2], limits: &Limits) -> Result<(), Error> {
-    if n > limits.max_batch {
-        let message = format!("a batch of {n}, the limit is {}", limits.max_batch);
-        return Err(Error::field(ErrorKind::TooLarge, field, message));
+pub(super) fn check_size(field: &'static str, n: usize, sides: [usize; 2], limits: &Limits) -> Result<(), Error> {
+    check_batch(field, n, limits)?;
+    check_pixel_count(field, n, sides, limits)
+}
+
+fn check_batch(field: &'static str, n: usize, limits: &Limits) -> Result<(), Error> {
+    if n <= limits.max_batch {
+        return Ok(());
     }
+    let message = format!("a batch of {n}, the limit is {}", limits.max_batch);
+    Err(Error::field(ErrorKind::TooLarge, field, message))
+}
+
+fn check_pixel_count(field: &'static str, n: usize, [h, w]: [usize; 2], limits: &Limits) -> Result<(), Error> {
     let pixels = (n as u64).saturating_mul(h as u64).saturating_mul(w as u64);
     if pixels > limits.max_pixels {
         let message = format!("{n} x {h} x {w} pixels, the limit is {} in all", limits.max_pixels);

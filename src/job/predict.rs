@@ -7,6 +7,9 @@ use crate::{
     tensor::{DType, Shape},
 };
 
+/// Boxes of an MP4 around its coded frames, generously.
+const MP4_ROOM_BYTES: u64 = 1 << 20;
+
 /// Predicted shape and size of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Predicted {
@@ -31,17 +34,26 @@ impl Job {
     }
 
     fn predict_decode(&self, latents: &Shape, output: Output, input: u64) -> Result<Predicted, Error> {
-        let &[n, _, h, w] = latents.dims() else {
-            return Err(Error::internal("canonical latents are not 4-D"));
+        let scale = self.model.spatial_scale;
+        // A video's frames are its pictures; where it is not a raw tensor, the batch is one.
+        let (pictures, raw, [h, w]) = match *latents.dims() {
+            [n, _, h, w] => (n, vec![n, 3, h * scale, w * scale], [h * scale, w * scale]),
+            [n, _, f, h, w] => {
+                let frames = self.model.decoded_frames(f);
+                (n * frames, vec![n, 3, frames, h * scale, w * scale], [h * scale, w * scale])
+            }
+            _ => return Err(Error::internal("canonical latents are neither 4-D nor 5-D")),
         };
-        let (h, w) = (h * self.model.spatial_scale, w * self.model.spatial_scale);
-        let (planar, finished) = (shape(&[n, 3, h, w])?, shape(&[n, h, w, 3])?);
+        let (raw, planar, finished) = (shape(&raw)?, shape(&[pictures, 3, h, w])?, shape(&[pictures, h, w, 3])?);
         // Everything but an explicit tensor is rendered from the f16 tensor, through finished pixels.
         let source = planar.bytes(DType::F16);
         let pixels = finished.bytes(DType::U8);
         let (dtype, shape, bytes, held) = match output {
-            Output::Tensor(dtype) => (dtype, planar.clone(), planar.bytes(dtype), planar.bytes(dtype)),
-            Output::Uint8 | Output::Mp4(_) => (DType::U8, finished, pixels, source + pixels),
+            Output::Tensor(dtype) => (dtype, raw.clone(), raw.bytes(dtype), raw.bytes(dtype)),
+            Output::Uint8 => (DType::U8, finished, pixels, source + pixels),
+            Output::Unit => (DType::F16, planar, source, source + source),
+            // No coder makes more of a picture than the picture and some room for headers.
+            Output::Mp4(_) => (DType::U8, finished, pixels + MP4_ROOM_BYTES, pixels + MP4_ROOM_BYTES),
             Output::Png => picture(finished, source + pixels, render::png_bound(h as u32, w as u32)),
             Output::Jpeg(_) => picture(finished, source + pixels, render::jpeg_bound(h as u32, w as u32)),
             Output::Webp => picture(finished, source + pixels, render::webp_bound(h as u32, w as u32)),

@@ -1,7 +1,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::{model::ModelTable, tensor::TensorError};
+use crate::{error::ErrorKind, model::ModelTable, tensor::TensorError};
 
 fn limits() -> Limits {
     Limits { max_pixels: 2048 * 2048, max_batch: 4, max_input_bytes: 64 << 20 }
@@ -15,6 +15,7 @@ fn decode(model: &str, dims: &[i64]) -> DecodeSpec {
         picture: None,
         scaling: ScalingWish::ModelDefault,
         output: Output::Png,
+        batch: Batch::Whole,
     }
 }
 

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    job::{DecodeSpec, EncodeInput, EncodeSpec, Limits, ScalingWish, Spec},
+    job::{Batch, DecodeSpec, EncodeInput, EncodeSpec, Limits, ScalingWish, Spec},
     model::{ModelSpec, ModelTable},
     picture::Range,
     render,
@@ -38,6 +38,7 @@ fn decode(dims: &[i64]) -> DecodeSpec {
         picture: None,
         scaling: ScalingWish::ModelDefault,
         output: Output::Png,
+        batch: Batch::Whole,
     }
 }
 

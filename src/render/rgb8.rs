@@ -27,6 +27,30 @@ pub fn unit_to_u8(y: f16) -> u8 {
     (unit.clamp(0.0, 1.0) * 255.0).round_ties_even() as u8
 }
 
+/// `clamp(y*0.5 + 0.5, 0, 1)` of one decoder value, each operation rounded to f16, as diffusers' `denormalize` does with
+/// f16 tensors. NaN gives 0.
+fn denormalize(y: f16) -> f16 {
+    let half = f16::from_f32_const(0.5);
+    let unit = y * half + half;
+    if unit > f16::ONE {
+        f16::ONE
+    } else if unit > f16::ZERO {
+        unit
+    } else {
+        f16::ZERO
+    }
+}
+
+/// f16 decoder output of any shape to f16 pixels in 0..1 of the same shape.
+pub fn unit(pixels: &Tensor) -> Result<Tensor, RenderError> {
+    if pixels.dtype() != DType::F16 {
+        return Err(RenderError::Input { want: "float16", dtype: pixels.dtype(), shape: pixels.shape().clone() });
+    }
+    let values = pixels.data().as_chunks::<2>().0.iter();
+    let out: Vec<u8> = values.flat_map(|&bits| denormalize(f16::from_le_bytes(bits)).to_le_bytes()).collect();
+    Ok(Tensor::try_new(DType::F16, pixels.shape().clone(), out.into()).expect("as many elements as the input"))
+}
+
 /// f16 `[n,3,h,w]` decoder output to u8 `[n,h,w,3]`, each value by [`unit_to_u8`].
 pub fn uint8(pixels: &Tensor) -> Result<Tensor, RenderError> {
     let (DType::F16, &[n, 3, h, w]) = (pixels.dtype(), pixels.shape().dims()) else {

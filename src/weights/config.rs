@@ -69,6 +69,8 @@ pub(super) fn implied(spec: &ModelSpec, names: &[String]) -> String {
     let has = |name: &str| names.iter().any(|n| n == name);
     let Scaling { factor, shift } = spec.scaling;
     let config = match spec.family {
+        // `find` has refused what has no engine; its diffusers config would say no more than its name.
+        Family::AutoencoderKlHunyuanVideo => serde_json::json!({ "_class_name": spec.family.class_name() }),
         Family::AutoencoderKl => serde_json::json!({
             "_class_name": "AutoencoderKL",
             "in_channels": 3,
