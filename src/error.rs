@@ -60,6 +60,8 @@ pub enum ErrorKind {
     DeadlineExceeded,
     /// Only-if-cached, and it is not.
     NotCached,
+    /// The request has come back to where it was.
+    LoopDetected,
     /// No backend can answer now.
     Unavailable,
     /// Nobody waits for the answer any more.
@@ -85,6 +87,7 @@ pub enum GrpcCode {
     InvalidArgument = 3,
     DeadlineExceeded = 4,
     NotFound = 5,
+    FailedPrecondition = 9,
     ResourceExhausted = 8,
     Unimplemented = 12,
     Internal = 13,
@@ -133,7 +136,7 @@ pub struct Row {
 
 impl ErrorKind {
     /// Every kind, for tables and tests.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::BadRequest,
         Self::UnknownModel,
         Self::TaskUnsupported,
@@ -143,6 +146,7 @@ impl ErrorKind {
         Self::Overloaded,
         Self::DeadlineExceeded,
         Self::NotCached,
+        Self::LoopDetected,
         Self::Unavailable,
         Self::Cancelled,
         Self::Internal,
@@ -166,6 +170,7 @@ impl ErrorKind {
             Self::Overloaded => ("OVERLOADED", G::ResourceExhausted, 429, Later, Level::DEBUG, Internal),
             Self::DeadlineExceeded => ("DEADLINE_EXCEEDED", G::DeadlineExceeded, 504, Never, Level::DEBUG, Downstream),
             Self::NotCached => ("NOT_CACHED", G::NotFound, 504, Never, Level::DEBUG, Downstream),
+            Self::LoopDetected => ("LOOP_DETECTED", G::FailedPrecondition, 508, Never, Level::WARN, Internal),
             Self::Unavailable => ("UNAVAILABLE", G::Unavailable, 503, Later, Level::WARN, Internal),
             Self::Cancelled => ("CANCELLED", G::Cancelled, 499, Never, Level::DEBUG, Downstream),
             Self::Internal => ("INTERNAL", G::Internal, 500, Never, Level::ERROR, Internal),
@@ -185,6 +190,7 @@ impl ErrorKind {
             Self::Overloaded => "overloaded",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::NotCached => "not_cached",
+            Self::LoopDetected => "loop_detected",
             Self::Unavailable => "unavailable",
             Self::Cancelled => "cancelled",
             Self::Internal => "internal",

@@ -6,11 +6,11 @@
 //!
 //! ```text
 //! 5  main  cli  app  config  telemetry          composition
-//! 4  front/{grpc, admin, listen, status}        what speaks to clients
+//! 4  front/{grpc, web, cors, admin, listen, ..} what speaks to clients
 //! 3  pipeline                                   the one path of a request
-//! 2  admission  flight                          flow
+//! 2  admission  flight  route                   flow
 //! 1  cache/{memory, alias}  backend/local  weights   resources
-//! 0  error .. key, body, artifact, render, ..   ground: pure
+//! 0  error .. key, body, artifact, render, hf   ground: pure
 //! ```
 //!
 //! Start at [`App`]; the path of a request is [`pipeline`].
@@ -19,6 +19,7 @@
 pub mod error;
 pub mod metrics;
 pub mod deadline;
+pub mod hops;
 pub mod progress;
 pub mod task;
 pub mod tensor;
@@ -33,6 +34,7 @@ pub mod key;
 pub mod meta;
 pub mod body;
 pub mod artifact;
+pub mod hf;
 
 // Floor 1: resources.
 pub mod backend;
@@ -42,6 +44,7 @@ pub mod weights;
 // Floor 2: flow.
 pub mod admission;
 pub mod flight;
+pub mod route;
 
 // Floor 3.
 pub mod pipeline;
