@@ -6,8 +6,11 @@ use std::{collections::BTreeMap, pin::Pin, sync::Arc};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::{body::BodyWriter, error::Error, job::Job, model::ModelId, progress::Progress};
+use crate::{body::BodyWriter, error::Error, hops::Hops, job::Job, model::ModelId, progress::Progress};
 
+mod count;
+mod line;
+pub mod upstream;
 #[cfg(feature = "local")]
 pub mod local;
 
@@ -23,6 +26,19 @@ pub struct Compute {
     pub progress: watch::Sender<Progress>,
     /// Cancelled when nobody waits any more.
     pub cancel: CancellationToken,
+    /// Whether another backend is asked if this one fails: no reason then to wait long for better times.
+    pub others: Others,
+    /// Which latentgates the request that leads this run has passed.
+    pub hops: Hops,
+}
+
+/// Who is asked after a backend that fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// Another backend.
+    Follow,
+    /// Nobody: this one is the last.
+    None,
 }
 
 /// What a backend can do for one model now.
@@ -58,6 +74,13 @@ pub trait Backend: Send + Sync {
 
     /// What it can do now; changes wake the receiver.
     fn health(&self) -> watch::Receiver<Health>;
+
+    /// Whether it can do this job at all, or why not, as the client is told if nobody else can either. Says nothing of
+    /// its state.
+    fn supports(&self, job: &Job) -> Result<(), Error>;
+
+    /// Jobs waiting in its queue: from some number on, others are asked first.
+    fn waiting(&self) -> usize;
 
     /// Computes `compute` into `writer`: metadata, then bytes in order; or an error. Does not finish the body: the caller
     /// does, once it has judged the answer.

@@ -103,6 +103,11 @@ impl BodyWriter {
         Ok(())
     }
 
+    /// Whether it has been announced what the bytes are: from then on no other answer can take this one's place.
+    pub fn has_begun(&self) -> bool {
+        self.body.meta().is_some()
+    }
+
     /// Appends a slice. Hashes it on the calling thread: callers keep slices near a megabyte on async threads.
     pub fn append(&mut self, slice: Bytes) -> Result<(), Error> {
         let announced = self.body.meta().ok_or_else(|| Error::internal("bytes before metadata"))?.length;

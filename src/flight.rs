@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use crate::{
-    body::{Body, BodyReader, BodyWriter},
+    body::{Body, BodyReader, BodyWriter, End},
     error::Error,
     key::ContentKey,
     metrics::{Alive, Metrics},
@@ -160,7 +160,7 @@ impl Flights {
         if let Some(hit) = probe() {
             return Ok(Found::Hit(hit));
         }
-        if let Some(flight) = shard.get(&key) {
+        if let Some(flight) = shard.get(&key).filter(|flight| !flight.has_failed()) {
             return Ok(Found::Joined(self.attach(flight, store)));
         }
         let (flight, lead) = Flight::new(key);
@@ -176,7 +176,7 @@ impl Flights {
 
     /// Attaches to the key's flight, if there is one.
     pub fn join(&self, key: &ContentKey, store: Store) -> Option<Waiter> {
-        self.shard(key).get(key).map(|flight| self.attach(flight, store))
+        self.shard(key).get(key).filter(|flight| !flight.has_failed()).map(|flight| self.attach(flight, store))
     }
 
     /// Flights in the air.
@@ -225,6 +225,11 @@ impl Flight {
         });
         let lead = Lead { writer, body, progress, cancel, wish: StoreWish(flight.clone()) };
         (flight, lead)
+    }
+
+    /// Whether it has failed and is about to leave the table: who comes now comes after the failure.
+    fn has_failed(&self) -> bool {
+        matches!(self.body.end(), Some(End::Failed(_)))
     }
 
     fn is_worth_finishing(&self, keep_from: f32) -> bool {

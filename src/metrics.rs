@@ -32,6 +32,8 @@ pub enum Outcome {
 pub enum Front {
     /// gRPC.
     Grpc,
+    /// The HTTP protocol of diffusers.
+    Http,
 }
 
 /// A storage level.
@@ -107,6 +109,7 @@ impl Front {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Grpc => "grpc",
+            Self::Http => "http",
         }
     }
 }
@@ -265,6 +268,12 @@ impl Metrics {
         self.histogram(name::BACKEND_DURATION, vec![backend, model]).record(took);
     }
 
+    /// A job went to another backend than the policy's first, for `reason`: `spill` or a label of the error table.
+    pub fn failover(&self, backend: &'static str, reason: &'static str) {
+        let labels = vec![Label::from_static_parts("backend", backend), Label::from_static_parts("reason", reason)];
+        self.counter(name::FAILOVERS, labels).increment(1);
+    }
+
     /// One more job waiting in a backend's queue.
     pub fn backend_queued(&self, backend: &'static str) -> Alive {
         Alive::new(self.gauge(name::BACKEND_QUEUE_DEPTH, vec![Label::from_static_parts("backend", backend)]), 1.0)
@@ -280,6 +289,42 @@ impl Metrics {
     pub fn backend_queue_wait(&self, backend: &'static str, waited: Duration) {
         let labels = vec![Label::from_static_parts("backend", backend)];
         self.histogram(name::BACKEND_QUEUE_WAIT, labels).record(waited);
+    }
+
+    /// An upstream endpoint that is configured: its series exist from the start.
+    pub fn upstream_known(&self, upstream: &Arc<str>) {
+        self.upstream_circuit(upstream).increment(0.0);
+        self.upstream_attempts(upstream, "ok").increment(0);
+        self.upstream_retries(upstream, "no_budget").increment(0);
+    }
+
+    /// The circuit to an upstream endpoint is not closed, for as long as this lives.
+    pub fn upstream_circuit_open(&self, upstream: &Arc<str>) -> Alive {
+        Alive::new(self.upstream_circuit(upstream), 1.0)
+    }
+
+    /// An attempt at an upstream endpoint ended.
+    pub fn upstream_attempt(&self, upstream: &Arc<str>, code: &'static str) {
+        self.upstream_attempts(upstream, code).increment(1);
+    }
+
+    /// An attempt is made again, or is not, for a reason.
+    pub fn upstream_retry(&self, upstream: &Arc<str>, reason: &'static str) {
+        self.upstream_retries(upstream, reason).increment(1);
+    }
+
+    fn upstream_circuit(&self, upstream: &Arc<str>) -> Gauge {
+        self.gauge(name::UPSTREAM_CIRCUIT, vec![Label::new("upstream", upstream.clone())])
+    }
+
+    fn upstream_attempts(&self, upstream: &Arc<str>, code: &'static str) -> Counter {
+        let labels = vec![Label::new("upstream", upstream.clone()), Label::from_static_parts("code", code)];
+        self.counter(name::UPSTREAM_ATTEMPTS, labels)
+    }
+
+    fn upstream_retries(&self, upstream: &Arc<str>, reason: &'static str) -> Counter {
+        let labels = vec![Label::new("upstream", upstream.clone()), Label::from_static_parts("reason", reason)];
+        self.counter(name::UPSTREAM_RETRIES, labels)
     }
 
     /// The engine computed, start to end, without queue and rendering.

@@ -6,30 +6,28 @@
 //! picture is encoded on the blocking pool, while the engine starts on the next job. A panic in a run is that run's
 //! error; the model it happened in is dropped and loads afresh.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 use tracing::Span;
 
-use super::{Backend, BoxFuture, Compute, Health, ModelState};
+use super::{
+    Backend, BoxFuture, Compute, Health, ModelState,
+    count::Count,
+    line::{Line, Turn},
+};
 use crate::{
     body::BodyWriter,
     error::{Error, ErrorKind},
     job::{Job, Output, Work},
     meta::{ContentType, Meta, Provenance},
-    metrics::{Alive, Metrics},
+    metrics::Metrics,
     model::ModelSpec,
     render, task,
     tensor::Tensor,
@@ -92,34 +90,13 @@ pub struct Local {
     metrics: Metrics,
 }
 
-/// The bounded queue.
-struct Line {
-    turns: Arc<Semaphore>,
-    waiting: AtomicUsize,
-    capacity: usize,
-}
-
-/// A place in the line; left on drop.
-struct Place<'a> {
-    line: &'a Line,
-    _queued: Alive,
-}
-
 /// One job handed to the thread.
 struct Order {
     compute: Compute,
     span: Span,
     queued_at: Instant,
     made: oneshot::Sender<Result<Made, Error>>,
-    _turn: OwnedSemaphorePermit,
-}
-
-/// Counts a run when it is over, the dropped ones too.
-struct Count<'a> {
-    metrics: &'a Metrics,
-    model: Arc<str>,
-    began: Instant,
-    code: &'static str,
+    _turn: Turn,
 }
 
 /// What the engine made of a job.
@@ -140,7 +117,6 @@ impl Local {
     /// cannot be loaded shows in the health.
     pub fn start(config: &Config, models: Vec<LocalModel>, metrics: Metrics) -> Result<Self, Error> {
         let (sender, orders) = mpsc::channel(TURNS);
-        metrics.backend_queue_capacity(NAME, config.queue);
         let states = models.iter().map(|model| {
             let state = match (&model.weights, model.preload) {
                 (Err(why), _) => ModelState::Unavailable(why.clone()),
@@ -153,8 +129,7 @@ impl Local {
         let worker = worker::Worker::new(config.clone(), models, health_sender, metrics.clone());
         task::thread("engine", move || worker.run(orders))
             .map_err(|error| Error::internal("the engine's thread does not start").caused_by(error))?;
-        let line =
-            Line { turns: Arc::new(Semaphore::new(TURNS)), waiting: AtomicUsize::new(0), capacity: config.queue };
+        let line = Line::new(NAME, "engine.queue", TURNS, config.queue, metrics.clone());
         Ok(Self { line, orders: sender, health, metrics })
     }
 
@@ -165,12 +140,10 @@ impl Local {
         compute.cancel = compute.cancel.child_token();
         let _stop_with_me = compute.cancel.clone().drop_guard();
         let queued_at = Instant::now();
-        let place = self.line.enter(&self.metrics)?;
-        let turn = self.line.turns.clone().acquire_owned().await;
-        drop(place);
+        let turn = self.line.turn().await?;
         let stopped = || Error::new(ErrorKind::Unavailable, "the engine has stopped");
         let (made, answer) = oneshot::channel();
-        let order = Order { compute, span: Span::current(), queued_at, made, _turn: turn.map_err(|_| stopped())? };
+        let order = Order { compute, span: Span::current(), queued_at, made, _turn: turn };
         // A turn is a place in the channel, so it is never full.
         self.orders.try_send(order).map_err(|_| stopped())?;
         answer.await.unwrap_or_else(|_| Err(stopped()))
@@ -191,35 +164,6 @@ impl Local {
     }
 }
 
-impl Line {
-    fn enter(&self, metrics: &Metrics) -> Result<Place<'_>, Error> {
-        let room = |n: usize| (n < self.capacity).then_some(n + 1);
-        if self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_err() {
-            let message = format!("the engine's queue is full: {} jobs (engine.queue)", self.capacity);
-            return Err(Error::new(ErrorKind::Overloaded, message));
-        }
-        Ok(Place { line: self, _queued: metrics.backend_queued(NAME) })
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.line.waiting.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl<'a> Count<'a> {
-    fn begin(metrics: &'a Metrics, model: Arc<str>) -> Self {
-        Self { metrics, model, began: Instant::now(), code: ErrorKind::Cancelled.label() }
-    }
-}
-
-impl Drop for Count<'_> {
-    fn drop(&mut self) {
-        self.metrics.backend(NAME, &self.model, self.code, self.began.elapsed());
-    }
-}
-
 impl Backend for Local {
     fn name(&self) -> &'static str {
         NAME
@@ -229,12 +173,23 @@ impl Backend for Local {
         self.health.clone()
     }
 
+    fn supports(&self, job: &Job) -> Result<(), Error> {
+        if job.model.family.has_engine() {
+            return Ok(());
+        }
+        let message = format!("{} has no local engine yet", job.model.family.class_name());
+        Err(Error::new(ErrorKind::Unavailable, message))
+    }
+
+    fn waiting(&self) -> usize {
+        self.line.waiting()
+    }
+
     fn run<'a>(&'a self, compute: Compute, writer: &'a mut BodyWriter) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
-            let mut count = Count::begin(&self.metrics, compute.job.model.id.shared().clone());
+            let count = Count::begin(&self.metrics, NAME, compute.job.model.id.shared().clone());
             let result = self.answer(compute, writer).await;
-            count.code = result.as_ref().map_or_else(|error| error.kind().label(), |()| "ok");
-            result
+            count.end(result)
         })
     }
 }
@@ -247,6 +202,9 @@ fn finish(job: &Job, made: Made) -> Result<(Meta, Bytes), Error> {
         Work::Encode { .. } | Work::Decode { output: Output::Tensor(_), .. } => {
             (ContentType::Tensor, made.tensor, None)
         }
+        Work::Decode { output: Output::Unit, .. } => {
+            (ContentType::Tensor, render::unit(&made.tensor).map_err(failed)?, None)
+        }
         Work::Decode { output, .. } => {
             let pixels = render::uint8(&made.tensor).map_err(failed)?;
             let file = match output {
@@ -254,7 +212,9 @@ fn finish(job: &Job, made: Made) -> Result<(Meta, Bytes), Error> {
                 Output::Jpeg(quality) => Some(render::jpeg(&pixels, quality).map_err(failed)?),
                 Output::Webp => Some(render::webp(&pixels).map_err(failed)?),
                 Output::Uint8 => None,
-                Output::Tensor(_) | Output::Mp4(_) => return Err(Error::internal("this output is not the engine's")),
+                Output::Tensor(_) | Output::Unit | Output::Mp4(_) => {
+                    return Err(Error::internal("this output is not the engine's"));
+                }
             };
             (ContentType::from(output), pixels, file)
         }

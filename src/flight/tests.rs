@@ -57,7 +57,11 @@ impl Bench {
                                 writer.append(Bytes::from_static(b"bc")).unwrap();
                                 writer.finish(|_, _, _| {}).unwrap();
                             }
-                            Then::Fail => writer.fail(Error::new(ErrorKind::Unavailable, "no")),
+                            Then::Fail => {
+                                writer.fail(Error::new(ErrorKind::Unavailable, "no"));
+                                // Those who wait may know of it before the leader is gone.
+                                settle().await;
+                            }
                             Then::Panic => panic!("a leader panics on purpose"),
                             Then::Hang => std::future::pending().await,
                         }
@@ -183,7 +187,8 @@ async fn a_failure_reaches_everybody_present_and_nobody_later() {
     for waiter in &waiters {
         assert_eq!(read(waiter).await.unwrap_err().kind(), ErrorKind::Unavailable);
     }
-    settle().await;
+    assert_eq!(bench.flights.len(), 1, "the leader has failed and is still there");
+    assert!(bench.flights.join(&key(1), Store::Allowed).is_none());
     let (go, gate) = oneshot::channel();
     let next = bench.enter(BEGUN, gate, Then::Finish);
     assert!(matches!(next, Found::Led(_)), "a failure is not remembered");

@@ -57,6 +57,10 @@ pub(super) mod name {
     pub(in crate::metrics) const BACKEND_QUEUE_DEPTH: &str = "latentgate_backend_queue_depth";
     pub(in crate::metrics) const BACKEND_QUEUE_CAPACITY: &str = "latentgate_backend_queue_capacity";
     pub(in crate::metrics) const BACKEND_QUEUE_WAIT: &str = "latentgate_backend_queue_wait_seconds";
+    pub(in crate::metrics) const UPSTREAM_CIRCUIT: &str = "latentgate_upstream_circuit_open";
+    pub(in crate::metrics) const UPSTREAM_ATTEMPTS: &str = "latentgate_upstream_attempts_total";
+    pub(in crate::metrics) const UPSTREAM_RETRIES: &str = "latentgate_upstream_retries_total";
+    pub(in crate::metrics) const FAILOVERS: &str = "latentgate_failovers_total";
     pub(in crate::metrics) const ENGINE_RUN: &str = "latentgate_engine_run_seconds";
     pub(in crate::metrics) const ENGINE_MODEL_LOADED: &str = "latentgate_engine_model_loaded";
 }
@@ -101,6 +105,14 @@ pub const CATALOGUE: &[Declared] = &[
     gauge(name::BACKEND_QUEUE_DEPTH, &["backend"], "Jobs waiting in a backend's queue"),
     gauge(name::BACKEND_QUEUE_CAPACITY, &["backend"], "Jobs a backend's queue takes"),
     seconds(name::BACKEND_QUEUE_WAIT, &["backend"], "A job's wait in a backend's queue"),
+    gauge(name::UPSTREAM_CIRCUIT, &["upstream"], "1 while the circuit to an endpoint is open or half-open"),
+    counter(name::UPSTREAM_ATTEMPTS, &["upstream", "code"], "Requests to an endpoint, by how they ended"),
+    counter(name::UPSTREAM_RETRIES, &["upstream", "reason"], "Retries, by what failed before; `no_...`: not sent"),
+    counter(
+        name::FAILOVERS,
+        &["backend", "reason"],
+        "Jobs that went from this backend to the next, for its queue or an error",
+    ),
     seconds(name::ENGINE_RUN, &["model", "task"], "Computing alone, without queue and rendering"),
     gauge(name::ENGINE_MODEL_LOADED, &["model"], "1 while a model's weights are in the engine"),
 ];
