@@ -90,6 +90,14 @@ impl Backend for Gated {
         self.health.subscribe()
     }
 
+    fn supports(&self, _job: &latentgate::job::Job) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn waiting(&self) -> usize {
+        0
+    }
+
     fn run<'a>(&'a self, compute: Compute, writer: &'a mut BodyWriter) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
             self.gate.acquire().await.expect("the gate is never closed").forget();

@@ -13,11 +13,12 @@ use latentgate::{
         alias::InputDigest,
         memory::{Config as MemoryConfig, Memory},
     },
-    job::{CachePolicy, DecodeSpec, EncodeInput, EncodeMode, EncodeSpec, Limits, Output, ScalingWish, Spec},
+    hops::{Hops, Instance},
+    job::{Batch, CachePolicy, DecodeSpec, EncodeInput, EncodeMode, EncodeSpec, Limits, Output, ScalingWish, Spec},
     metrics::Metrics,
     model::{BUILTIN, ModelTable},
     picture::{self, PictureLimits},
-    pipeline::{Parts, Pipeline, Request},
+    pipeline::{Parts, Pipeline, Request, Routes},
     tensor::{DType, Shape, Tensor},
 };
 
@@ -59,7 +60,8 @@ pub(crate) fn noise(bytes: usize, seed: u32) -> Bytes {
 pub(crate) fn decode(side: usize, output: Output) -> Spec {
     let shape = Shape::try_new(&[1, 4, side / 8, side / 8]).expect("a small shape");
     let scaling = ScalingWish::ModelDefault;
-    Spec::Decode(DecodeSpec { model: BUILTIN.to_owned(), dtype: DType::F32, shape, picture: None, scaling, output })
+    let (model, batch) = (BUILTIN.to_owned(), Batch::Whole);
+    Spec::Decode(DecodeSpec { model, dtype: DType::F32, shape, picture: None, scaling, output, batch })
 }
 
 /// An encode of a picture file by the builtin model.
@@ -75,16 +77,18 @@ pub(crate) fn encode(file: &Bytes) -> Spec {
 
 /// A pipeline with one backend and no sockets.
 pub(crate) fn pipeline(backend: Arc<dyn Backend>) -> Pipeline {
-    let metrics = Metrics::new();
+    let (metrics, models) = (Metrics::new(), ModelTable::known());
+    let by_model = models.iter().map(|spec| spec.id.clone()).zip(std::iter::repeat(vec![backend])).collect();
     Pipeline::new(Parts {
-        models: ModelTable::known(),
+        models,
         limits: LIMITS,
         gate: Gate::new(1024, 1 << 30, metrics.clone()),
         memory: Memory::new(&MemoryConfig::default(), metrics.clone()),
         keep_from: 0.5,
         flight_deadline: Duration::from_mins(1),
-        backends: vec![backend],
+        routes: Routes { by_model, spill_at: 4 },
         metrics,
+        instance: Instance::new(1),
     })
 }
 
@@ -94,5 +98,5 @@ pub(crate) fn request(pipeline: &Pipeline, spec: Spec, data: Bytes, policy: Cach
     let permit = pipeline.admit().expect("there is room");
     let held = pipeline.reserve(data.len() as u64).expect("there is memory");
     let digest: InputDigest = *blake3::hash(&data).as_bytes();
-    Request { checked, data, digest, policy, permit, held }
+    Request { checked, data, digest, policy, permit, held, hops: Hops::default() }
 }

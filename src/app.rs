@@ -7,20 +7,27 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::Gate,
-    backend::Backend,
+    backend::{
+        Backend,
+        upstream::{self, Upstream},
+    },
     cache::memory::Memory,
     config::Config,
     front::{
+        Times,
         admin::{Admin, Readiness},
-        drain,
-        grpc::{LatentsService, Times},
-        listen::Listener,
+        cors, drain,
+        grpc::LatentsService,
+        http::{Hosts, HttpFront},
+        listen::{Listener, tls},
+        web,
     },
+    hops::Instance,
     job::Limits,
     metrics::Metrics,
-    model::{ModelId, ModelTable},
-    pipeline::{Parts, Pipeline},
-    proto, task, weights,
+    model::{ModelId, ModelSpec, ModelTable, Task},
+    pipeline::{Parts, Pipeline, Routes},
+    proto, route, task, weights,
 };
 
 /// How often samples are folded into their histograms.
@@ -46,7 +53,7 @@ pub struct App {
 /// Where it listens, with real ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
-    /// gRPC, health, reflection.
+    /// gRPC, gRPC-web, health, reflection.
     pub data: SocketAddr,
     /// Metrics, liveness, readiness.
     pub admin: SocketAddr,
@@ -73,6 +80,12 @@ pub enum StartError {
         /// Why.
         source: weights::WeightsError,
     },
+    /// The upstream backend cannot be prepared.
+    #[error(transparent)]
+    Upstream(#[from] upstream::StartError),
+    /// The data port's certificate and key are not usable.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
     /// Anything else.
     #[error(transparent)]
     Other(#[from] crate::error::Error),
@@ -88,7 +101,8 @@ impl App {
     pub async fn bind_with(config: Config, first: Vec<Arc<dyn Backend>>) -> Result<Self, StartError> {
         let metrics = Metrics::new();
         metrics.build_info(env!("CARGO_PKG_VERSION"), env!("LATENTGATE_COMMIT"), FEATURES);
-        let data = bind("listen.data", config.listen.data, config.listen.max_connections).await?;
+        let tls = config.listen.tls.as_ref().map(tls::Acceptor::load).transpose()?;
+        let data = bind("listen.data", config.listen.data, config.listen.max_connections).await?.with_tls(tls);
         let admin = bind("listen.admin", config.listen.admin, config.listen.max_connections).await?;
         let address =
             |listener: &Listener| listener.address().map_err(|error| internal("a socket has no address", error));
@@ -97,7 +111,13 @@ impl App {
         let (config, found) = find_weights(config).await?;
         let required = config.models.iter().filter(|(_, model)| model.preload);
         let required = required.filter_map(|(name, _)| ModelId::try_new(name)).collect();
-        let (models, configured) = backends(&config, found, &metrics)?;
+        let models = models(&config, &found);
+        let instance = Instance::new(fastrand::u64(..));
+        let mut configured: Vec<Arc<dyn Backend>> = Vec::new();
+        #[cfg(feature = "local")]
+        configured.push(Arc::new(local(&config, &models, found, &metrics)?));
+        configured.extend(upstream(&config, &models, &instance, &metrics).await?);
+        let routes = routes(&config, &models, &first, &configured);
         let backends: Vec<_> = first.into_iter().chain(configured).collect();
         let memory = Memory::new(&config.cache.memory, metrics.clone());
         let pipeline = Pipeline::new(Parts {
@@ -111,8 +131,9 @@ impl App {
             memory: memory.clone(),
             keep_from: config.flight.keep_from,
             flight_deadline: config.flight.time,
-            backends: backends.clone(),
+            routes,
             metrics: metrics.clone(),
+            instance,
         });
         let draining = CancellationToken::new();
         let (health, data_router) = data_router(&config, &pipeline, &metrics, &draining)?;
@@ -194,7 +215,7 @@ async fn bind(key: &'static str, address: SocketAddr, max_connections: usize) ->
     Listener::bind(key, address, max_connections).await.map_err(|source| StartError::Bind { key, address, source })
 }
 
-/// The data port: the service, health, reflection.
+/// The data port: the service, health, reflection, as gRPC and as gRPC-web.
 fn data_router(
     config: &Config,
     pipeline: &Pipeline,
@@ -211,7 +232,11 @@ fn data_router(
     // Health and reflection streams never end by themselves: a drain would wait for them in vain.
     let endless = tonic::service::Routes::new(health_service).add_service(reflection).into_axum_router();
     let latents = tonic::service::Routes::new(LatentsService::new(pipeline.clone(), metrics.clone(), times));
-    Ok((health, latents.into_axum_router().merge(drain::end_with(endless.reset_fallback(), draining.clone()))))
+    let grpc = latents.into_axum_router().reset_fallback();
+    let grpc = grpc.merge(drain::end_with(endless.reset_fallback(), draining.clone()));
+    let http = HttpFront::new(pipeline.clone(), metrics.clone(), times, Hosts::new(&config.hosts));
+    // CORS goes around everything that the port serves, so it comes last.
+    Ok((health, cors::over(web::over(grpc).merge(http.router()), &config.cors)))
 }
 
 /// A model's weights, or what is said of their absence.
@@ -237,43 +262,70 @@ async fn find_weights(config: Config) -> Result<(Config, FoundWeights), StartErr
     task::blocking(search).await.map_err(|panic| internal("looking for weights panicked", panic))?
 }
 
-/// The model table with the checkpoints' own numbers, and the backends.
-#[cfg_attr(
-    not(feature = "local"),
-    expect(
-        clippy::needless_pass_by_value,
-        clippy::unnecessary_wraps,
-        reason = "without the engine nothing is consumed"
-    )
-)]
-fn backends(
-    config: &Config,
-    found: FoundWeights,
-    metrics: &Metrics,
-) -> Result<(ModelTable, Vec<Arc<dyn Backend>>), StartError> {
+/// The model table with the checkpoints' own numbers.
+fn models(config: &Config, found: &FoundWeights) -> ModelTable {
     let mut table = config.model_table();
-    for (id, found) in &found {
-        if let (Some(spec), Ok(found)) = (table.get(id.as_str()), found) {
-            let spec = with_checkpoint((**spec).clone(), found, config);
-            table.insert(spec);
-        }
+    for (id, found) in found {
+        let Some(spec) = table.get(id.as_str()).map(|spec| (**spec).clone()) else { continue };
+        table.insert(match found {
+            Ok(found) => with_checkpoint(spec, found, config),
+            Err(_) => without_weights(spec, config),
+        });
     }
-    #[cfg(feature = "local")]
-    let backends: Vec<Arc<dyn Backend>> = vec![Arc::new(local(config, &table, found, metrics)?)];
-    #[cfg(not(feature = "local"))]
-    let backends = {
-        let _ = metrics;
-        Vec::new()
+    table
+}
+
+/// A model that upstream serves alone does what its endpoints do.
+fn without_weights(mut spec: ModelSpec, config: &Config) -> ModelSpec {
+    let does = |task: &Task| !spec.endpoints(*task).is_empty();
+    let tasks: Vec<_> = spec.tasks.iter().copied().filter(does).collect();
+    if !tasks.is_empty() && policy(config, &spec.id).contains(&route::Name::Upstream) {
+        spec.tasks = tasks;
+    }
+    spec
+}
+
+/// The backends that a model's jobs are for, in order.
+fn policy<'a>(config: &'a Config, model: &ModelId) -> &'a [route::Name] {
+    let own = config.models.get(model.as_str()).and_then(|model| model.backends.as_ref());
+    own.unwrap_or(&config.route.backends)
+}
+
+/// The upstream backend of the models whose jobs may go there; none if there are none.
+async fn upstream(
+    config: &Config,
+    models: &ModelTable,
+    instance: &Instance,
+    metrics: &Metrics,
+) -> Result<Option<Arc<dyn Backend>>, StartError> {
+    let may = |spec: &&Arc<ModelSpec>| {
+        let has_endpoints = Task::ALL.iter().any(|task| !spec.endpoints(*task).is_empty());
+        has_endpoints && policy(config, &spec.id).contains(&route::Name::Upstream)
     };
-    Ok((table, backends))
+    let specs: Vec<_> = models.iter().filter(may).cloned().collect();
+    let (config, instance, metrics) = (config.upstream.clone(), instance.clone(), metrics.clone());
+    if specs.is_empty() {
+        return Ok(None);
+    }
+    let names: Vec<_> = specs.iter().map(|spec| spec.id.as_str()).collect();
+    tracing::info!(models = names.join(","), "misses of these models may go to upstream endpoints");
+    let start = move || Upstream::start(&config, &specs, instance, metrics);
+    let started = task::blocking(start).await.map_err(|panic| internal("preparing the upstream panicked", panic))?;
+    Ok(Some(Arc::new(started?)))
+}
+
+/// Whom to ask for each model: the caller's own first, then those of the policy.
+fn routes(config: &Config, models: &ModelTable, first: &[Arc<dyn Backend>], configured: &[Arc<dyn Backend>]) -> Routes {
+    let route = |spec: &Arc<ModelSpec>| {
+        let named = |name: &route::Name| configured.iter().find(|backend| backend.name() == name.label());
+        let chosen = policy(config, &spec.id).iter().filter_map(named);
+        (spec.id.clone(), first.iter().chain(chosen).cloned().collect())
+    };
+    Routes { by_model: models.iter().map(route).collect(), spill_at: config.route.spill_at }
 }
 
 /// What the checkpoint says stands above what is known by name, and below what the configuration says.
-fn with_checkpoint(
-    mut spec: crate::model::ModelSpec,
-    found: &weights::Found,
-    config: &Config,
-) -> crate::model::ModelSpec {
+fn with_checkpoint(mut spec: ModelSpec, found: &weights::Found, config: &Config) -> ModelSpec {
     let own = config.models.get(spec.id.as_str());
     let numbers = &found.numbers;
     // What is known by name holds for the checkpoint it is known of; another family has other defaults.

@@ -17,12 +17,17 @@ use figment::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{cache::memory, telemetry};
+use crate::{
+    backend::upstream,
+    cache::memory,
+    front::{cors, listen::tls},
+    route, telemetry,
+};
 
 mod models;
 mod validate;
 
-pub use models::ModelConfig;
+pub use models::{ModelConfig, UpstreamUrls};
 
 /// Prefix of environment variables; `__` separates levels: `LATENTGATE__CACHE__MEMORY__CAPACITY=2GiB`.
 const ENV_PREFIX: &str = "LATENTGATE__";
@@ -33,22 +38,31 @@ const ENV_PREFIX: &str = "LATENTGATE__";
 pub struct Config {
     /// Where it listens.
     pub listen: Listen,
+    /// Which web pages may ask.
+    pub cors: cors::Config,
     /// What it takes in at a time.
     pub admission: Admission,
     /// What one request may ask for.
     pub limits: Limits,
     /// What it keeps.
     pub cache: Cache,
+    /// Who is asked for what is not kept.
+    pub route: route::Config,
     /// How computations are shared.
     pub flight: Flight,
     /// The engine in this process.
     #[cfg(feature = "local")]
     pub engine: crate::backend::local::Config,
+    /// The endpoints elsewhere.
+    pub upstream: upstream::Config,
     /// Where weights are looked for.
     pub weights: Weights,
     /// Models, by name: more of them, or changes to known ones.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub models: BTreeMap<String, ModelConfig>,
+    /// Host names that stand for a task of a model: `"vae.example" = "decode/sd-v1"`. The public endpoints' are built in.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub hosts: BTreeMap<String, crate::front::http::Target>,
     /// What it says.
     pub log: telemetry::Config,
     /// How it ends.
@@ -65,6 +79,9 @@ pub struct Listen {
     pub admin: SocketAddr,
     /// Connections served at a time, on each port; more wait in the kernel.
     pub max_connections: usize,
+    /// TLS on the data port; plain text without it. The admin port has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<tls::Config>,
 }
 
 /// Bounds on what is in flight.
@@ -165,6 +182,7 @@ impl Default for Listen {
             data: SocketAddr::from(([127, 0, 0, 1], 8790)),
             admin: SocketAddr::from(([127, 0, 0, 1], 8791)),
             max_connections: 1024,
+            tls: None,
         }
     }
 }
@@ -212,6 +230,7 @@ impl Config {
         let figment = figment.merge(Env::prefixed(ENV_PREFIX).split("__")).merge(Serialized::defaults(flags));
         let mut config: Self = figment.extract().map_err(|error| ConfigError::unreadable(&error))?;
         config.weights.hub_cache = config.weights.hub_cache.or_else(default_hub_cache);
+        config.upstream.token = hub_token();
         config.validate()?;
         Ok(config)
     }
@@ -254,6 +273,13 @@ pub struct ListenOverrides {
     /// `--admin`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin: Option<SocketAddr>,
+}
+
+/// What `huggingface_hub` takes for the user's token.
+fn hub_token() -> Option<upstream::Secret> {
+    #[expect(clippy::disallowed_methods, reason = "this is where configuration is read")]
+    let token = std::env::var("HF_TOKEN").ok();
+    token.filter(|token| !token.trim().is_empty()).map(|token| upstream::Secret::new(&token))
 }
 
 /// Where `huggingface_hub` keeps its downloads on this machine.

@@ -4,7 +4,7 @@
 //! job → content key → memory tier → flight (join, or lead: route → backend) → memory. The steps are LAYOUT's numbered
 //! ones (docs/ARCHITECTURE.md), a function each.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
@@ -21,10 +21,11 @@ use crate::{
     },
     error::{Error, ErrorKind},
     flight::{Flights, Found, Start, Store, Waiter},
+    hops::{Hops, Instance},
     job::{CachePolicy, Checked, Job, Limits, Spec},
     key::ContentKey,
     metrics::{Metrics, Outcome},
-    model::{ModelSpec, ModelTable},
+    model::{ModelId, ModelSpec, ModelTable},
     preview,
     progress::Progress,
     task,
@@ -49,10 +50,20 @@ pub struct Parts {
     pub keep_from: f32,
     /// How long a run may take.
     pub flight_deadline: Duration,
-    /// What computes misses, in the order they are asked.
-    pub backends: Vec<Arc<dyn Backend>>,
+    /// What computes misses, model by model.
+    pub routes: Routes,
     /// The app's recorder.
     pub metrics: Metrics,
+    /// The app's name among all.
+    pub instance: Instance,
+}
+
+/// The backends of every model.
+pub struct Routes {
+    /// In the order of the policy.
+    pub by_model: BTreeMap<ModelId, Vec<Arc<dyn Backend>>>,
+    /// Jobs waiting in a backend's queue from which the others are asked first.
+    pub spill_at: usize,
 }
 
 /// The pipeline. Clones share it.
@@ -80,6 +91,8 @@ pub struct Request {
     pub permit: Permit,
     /// The memory of `data`.
     pub held: Reservation,
+    /// Which latentgates it has passed.
+    pub hops: Hops,
 }
 
 /// An answer on its way. Dropping it is leaving.
@@ -121,18 +134,30 @@ impl Pipeline {
         &self.0.parts.models
     }
 
-    /// What each backend can do for a model now, in the order they are asked.
+    /// Sizes a request may have.
+    pub fn limits(&self) -> &Limits {
+        &self.0.parts.limits
+    }
+
+    /// What each backend of a model can do for it now, in the order of the policy.
     pub fn backends(&self, model: &ModelSpec) -> Vec<BackendState> {
         let state = |backend: &Arc<dyn Backend>| {
             let state = backend.health().borrow().get(&model.id).cloned()?;
             Some(BackendState { backend: backend.name(), state })
         };
-        self.0.parts.backends.iter().filter_map(state).collect()
+        self.0.parts.routes.of(&model.id).iter().filter_map(state).collect()
     }
 
     /// Step 2: judges a spec before any memory is taken.
     pub fn check(&self, spec: Spec) -> Result<Checked, Error> {
         spec.check(&self.0.parts.models, &self.0.parts.limits)
+    }
+
+    /// Step 1: the way of a request, by the values of its `Via` headers, or a refusal of one that has been here.
+    pub fn passed<'a>(&self, via: impl Iterator<Item = &'a str>) -> Result<Hops, Error> {
+        let hops = Hops::parse(via);
+        hops.check(&self.0.parts.instance)?;
+        Ok(hops)
     }
 
     /// Step 3: one more request, or a refusal at once.
@@ -181,7 +206,7 @@ impl Pipeline {
     /// comes from. Cancel-safe: dropped, it leaves remembered aliases behind, and the reading of a large input that has
     /// begun runs to its end, its memory counted until then.
     pub async fn serve(&self, request: Request) -> Result<Reply, Error> {
-        let Request { checked, data, digest, policy, permit, held } = request;
+        let Request { checked, data, digest, policy, permit, held, hops } = request;
         let alias = Alias::of(&checked, &digest);
         if let Some((key, artifact)) = self.remembered(&alias, policy) {
             return Ok(Reply::hit(key, &artifact, permit));
@@ -190,10 +215,10 @@ impl Pipeline {
         self.0.aliases.insert(alias, key);
         match policy {
             CachePolicy::OnlyIfCached => self.only_if_cached(key, permit),
-            CachePolicy::Bypass => self.look_or_join(key, (job, held), policy, permit),
+            CachePolicy::Bypass => self.look_or_join(key, (job, held, hops), policy, permit),
             CachePolicy::Default | CachePolicy::NoStore => match self.0.parts.memory.get(&key) {
                 Some(artifact) => Ok(Reply::hit(key, &artifact, permit)),
-                None => self.look_or_join(key, (job, held), policy, permit),
+                None => self.look_or_join(key, (job, held, hops), policy, permit),
             },
         }
     }
@@ -215,7 +240,7 @@ impl Pipeline {
     fn look_or_join(
         &self,
         key: ContentKey,
-        (job, own): (Job, Reservation),
+        (job, own, hops): (Job, Reservation, Hops),
         policy: CachePolicy,
         permit: Permit,
     ) -> Result<Reply, Error> {
@@ -229,7 +254,7 @@ impl Pipeline {
             Ok(Start {
                 span,
                 held: Box::new(reservation),
-                leader: self.clone().lead(key, job.clone(), predicted, lead),
+                leader: self.clone().lead(key, (job.clone(), predicted, hops), lead),
             })
         })?;
         Ok(match found {
@@ -248,6 +273,14 @@ const fn store_of(policy: CachePolicy) -> Store {
     match policy {
         CachePolicy::Default | CachePolicy::Bypass => Store::Allowed,
         CachePolicy::NoStore | CachePolicy::OnlyIfCached => Store::Refused,
+    }
+}
+
+// === impl Routes ===
+
+impl Routes {
+    fn of(&self, model: &ModelId) -> &[Arc<dyn Backend>] {
+        self.by_model.get(model).map_or(&[], Vec::as_slice)
     }
 }
 

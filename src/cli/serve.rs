@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     App, Config,
     config::{ListenOverrides, Overrides},
+    front::listen::tls::Acceptor,
     task, telemetry,
 };
 
@@ -56,6 +57,9 @@ impl Serve {
 impl ConfigCommand {
     pub(super) fn run(self, file: Option<&Path>) -> anyhow::Result<()> {
         let config = Config::load(file, &Overrides::default())?;
+        if let (Self::Check, Some(tls)) = (&self, &config.listen.tls) {
+            Acceptor::load(tls)?;
+        }
         #[expect(clippy::print_stdout, reason = "the answer of a command")]
         match self {
             Self::Check => println!("the configuration is valid"),

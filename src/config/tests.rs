@@ -1,6 +1,7 @@
 use std::io::Write as _;
 
 use super::*;
+use crate::model::Endpoints;
 
 fn load(text: &str) -> Result<Config, ConfigError> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -111,4 +112,54 @@ fn flags_stand_above_the_file() {
     let flags = Overrides { listen: Some(ListenOverrides { data: Some("127.0.0.1:3".parse().unwrap()), admin: None }) };
     let config = Config::load(Some(file.path()), &flags).unwrap();
     assert_eq!((config.listen.data.port(), config.listen.admin.port()), (3, 2));
+}
+
+#[test]
+fn tls_files_that_are_not_there_and_origins_that_no_browser_sends_are_faults() {
+    let text = "[listen.tls]\ncertificate = \"/nowhere/a.pem\"\nprivate_key = \"/nowhere/a.key\"\n\
+                [cors]\norigins = [\"https://studio.example\", \"https://studio.example/app\"]\n";
+    assert_eq!(faults(text), ["listen.tls.certificate", "listen.tls.private_key", "cors.origins"]);
+    assert_eq!(faults("[cors]\norigins = [\"*\", \"https://studio.example\"]\n"), ["cors.origins"]);
+    let error = load("[cors]\norigins = [\"studio.example\"]\n").unwrap_err().to_string();
+    assert!(error.contains("studio.example") && error.contains("https://"), "{error}");
+    assert_eq!(load("[cors]\norigins = [\"*\"]\n").unwrap().cors.origins, ["*"]);
+    let error = load("[listen.tls]\ncertificate = \"/a.pem\"\n").unwrap_err().to_string();
+    assert!(error.contains("listen.tls") && error.contains("private_key"), "{error}");
+}
+
+#[test]
+fn hosts_and_endpoints_name_what_can_be_there() {
+    let text = "[hosts]\n\"a.example\" = \"decode/sd-v1\"\n\"b.example:443\" = \"decode/sd-v1\"\n\
+                \"c.example\" = \"encode/hunyuan-video\"\n\"d.example\" = \"decode/nope\"\n";
+    let keys = ["hosts.\"b.example:443\"", "hosts.\"c.example\"", "hosts.\"d.example\""];
+    assert_eq!(faults(text), keys);
+    let text = "[models.x]\nlike = \"nope\"\n[models.sdxl]\npreload = true\n[models.sd-v1.upstream]\n\
+                decode = [\"ftp://host\", \"https://me:hunter2@host/x\", \"https://host/x\"]\n[route]\nbackends = []\n";
+    let keys = ["route.backends", "models.sd-v1.upstream", "models.sd-v1.upstream", "models.sdxl", "models.x.like"];
+    let mut found = faults(text);
+    found.sort_by_key(|key| keys.iter().position(|known| known == key));
+    assert_eq!(found, keys);
+    let error = load(text).unwrap_err().to_string();
+    assert!(!error.contains("hunter2"), "{error}");
+}
+
+#[test]
+fn likeness_is_to_the_known_model_whatever_the_names_are() {
+    let text = "[models.sd-v1]\nscaling_factor = 0.5\n[models.sd-v1.upstream]\ndecode = [\"https://mine.example\"]\n\
+                [models.aaa]\nlike = \"sd-v1\"\n[models.zzz]\nlike = \"sd-v1\"\n";
+    let table = load(text).unwrap().model_table();
+    let [own, before, after] = ["sd-v1", "aaa", "zzz"].map(|name| table.get(name).unwrap());
+    assert_eq!((own.scaling.factor, own.endpoints.encode.len()), (0.5, 0));
+    assert_eq!((before.scaling, &before.endpoints), (after.scaling, &after.endpoints));
+    assert_eq!((after.scaling.factor, after.endpoints.encode.len(), after.id.as_str()), (0.182_15, 1, "zzz"));
+}
+
+#[test]
+fn weights_of_ones_own_have_no_public_endpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = format!("[models.sd-v1]\nweights = {:?}\n", folder.path());
+    assert_eq!(load(&weights).unwrap().model_table().get("sd-v1").unwrap().endpoints, Endpoints::default());
+    let declared = format!("{weights}upstream.decode = [\"https://same.example\"]\n");
+    let table = load(&declared).unwrap().model_table();
+    assert_eq!(table.get("sd-v1").unwrap().endpoints.decode, ["https://same.example"]);
 }

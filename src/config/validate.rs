@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Config, ConfigError, Fault};
-use crate::telemetry;
+use crate::{front::cors, telemetry};
 
 /// More at once is no configuration but a slip.
 const MAX_COUNT: usize = 1_000_000;
@@ -69,13 +69,41 @@ impl Config {
         }
         let keep_from = flight.keep_from;
         check((0.0..=1.0).contains(&keep_from), "flight.keep_from", keep_from.to_string(), "must be between 0 and 1");
-        let data = self.listen.data;
-        let clash = data == self.listen.admin && data.port() != 0;
-        check(!clash, "listen.admin", data.to_string(), "must differ from listen.data");
+        self.check_edge(&mut faults);
         #[cfg(feature = "local")]
         self.check_engine(&mut faults);
         self.check_models(&mut faults);
+        self.check_routes(&mut faults);
         if faults.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(faults)) }
+    }
+
+    /// Addresses, TLS files and web origins. What is in the files shows when the port is bound.
+    fn check_edge(&self, faults: &mut Vec<Fault>) {
+        let mut fault = |key: &str, value: String, remedy: &str| {
+            faults.push(Fault { key: key.to_owned(), value, remedy: remedy.to_owned() });
+        };
+        let data = self.listen.data;
+        if data == self.listen.admin && data.port() != 0 {
+            fault("listen.admin", data.to_string(), "must differ from listen.data");
+        }
+        if let Some(tls) = &self.listen.tls {
+            for (key, path) in
+                [("listen.tls.certificate", &tls.certificate), ("listen.tls.private_key", &tls.private_key)]
+            {
+                if !path.exists() {
+                    fault(key, path.display().to_string(), "no such file: name a PEM file");
+                }
+            }
+        }
+        let origins = &self.cors.origins;
+        if origins.len() > 1 && origins.iter().any(|origin| origin == cors::ANY) {
+            fault("cors.origins", format!("{origins:?}"), "\"*\" stands alone: leave the others out, or it");
+        }
+        for origin in origins.iter().filter(|origin| *origin != cors::ANY && !cors::is_origin(origin)) {
+            let remedy = "wanted an origin as browsers send it, such as https://studio.example or http://localhost:5173: \
+                          lower case, no path, no final slash, no default port; or \"*\"";
+            fault("cors.origins", origin.clone(), remedy);
+        }
     }
 
     #[cfg(feature = "local")]

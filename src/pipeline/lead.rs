@@ -7,21 +7,23 @@ use tokio::time::Instant;
 use super::Pipeline;
 use crate::{
     artifact::Artifact,
-    backend::{Backend, Compute, ModelState},
+    backend::{Backend, Compute, ModelState, Others},
     body::BodyWriter,
     deadline::Deadline,
-    error::{Error, ErrorKind},
+    error::Error,
     flight::Lead,
+    hops::Hops,
     job::{Job, Predicted},
     key::ContentKey,
     meta::{ContentType, Meta},
+    route::{self, Candidate, Failures},
 };
 
 impl Pipeline {
     /// Steps 8 to 11. Ends the body on every path; memory is filled before a reader can see the end.
-    pub(super) async fn lead(self, key: ContentKey, job: Arc<Job>, predicted: Predicted, lead: Lead) {
+    pub(super) async fn lead(self, key: ContentKey, (job, predicted, hops): (Arc<Job>, Predicted, Hops), lead: Lead) {
         let Lead { mut writer, body, progress, cancel, wish } = lead;
-        let compute = Compute { job: job.clone(), progress, cancel };
+        let compute = Compute { job: job.clone(), progress, cancel, others: Others::None, hops };
         let deadline = Deadline::within(Instant::now(), None, self.0.parts.flight_deadline);
         let ran = deadline.bound("computing", self.route(compute, &mut writer)).await;
         let judged = ran.and_then(|()| judge(body.meta(), &predicted));
@@ -38,28 +40,44 @@ impl Pipeline {
         }
     }
 
-    /// Step 10: the first backend that can answer.
-    async fn route(&self, compute: Compute, writer: &mut BodyWriter) -> Result<(), Error> {
-        let mut reasons = Vec::new();
-        for backend in &self.0.parts.backends {
-            match willing(&**backend, &compute) {
-                Ok(()) => return backend.run(compute, writer).await,
-                Err(why) => reasons.push(format!("{}: {why}", backend.name())),
-            }
+    /// Step 10: the first backend that answers, in the order of policy, health and queues. The next is asked only as
+    /// long as nothing has been published.
+    async fn route(&self, mut compute: Compute, writer: &mut BodyWriter) -> Result<(), Error> {
+        let model = compute.job.model.id.clone();
+        let backends = self.0.parts.routes.of(&model);
+        let candidates: Vec<_> = backends.iter().map(|backend| candidate(&**backend, &compute.job)).collect();
+        let order = route::order(model.as_str(), &candidates, self.0.parts.routes.spill_at)?;
+        for &place in &order.spilled {
+            self.0.parts.metrics.failover(backends[place].name(), "spill");
         }
-        let why = if reasons.is_empty() { "no backend is configured".to_owned() } else { reasons.join("; ") };
-        let message = format!("model {} cannot be computed now: {why}", compute.job.model.id);
-        Err(Error::new(ErrorKind::Unavailable, message))
+        let mut failures = Failures::default();
+        for (turn, &place) in order.asked.iter().enumerate() {
+            let backend = &backends[place];
+            let is_last = turn + 1 == order.asked.len();
+            compute.others = if is_last { Others::None } else { Others::Follow };
+            let Err(error) = backend.run(compute.clone(), writer).await else { return Ok(()) };
+            if writer.has_begun() || !route::fails_over(error.kind()) {
+                return Err(error);
+            }
+            if !is_last {
+                tracing::debug!(backend = backend.name(), %model, %error, "another backend is asked");
+                self.0.parts.metrics.failover(backend.name(), error.kind().label());
+            }
+            failures.add(backend.name(), error);
+        }
+        Err(failures.into_error())
     }
 }
 
-fn willing(backend: &dyn Backend, compute: &Compute) -> Result<(), String> {
-    match backend.health().borrow().get(&compute.job.model.id) {
+fn candidate(backend: &dyn Backend, job: &Job) -> Candidate {
+    let supported = backend.supports(job);
+    let well = match backend.health().borrow().get(&job.model.id) {
         None => Err("not one of its models".to_owned()),
         Some(ModelState::Unavailable(why)) => Err(why.clone()),
         Some(ModelState::Failed { why, again }) if Instant::now() < *again => Err(why.clone()),
         Some(ModelState::Ready | ModelState::Idle | ModelState::Loading | ModelState::Failed { .. }) => Ok(()),
-    }
+    };
+    Candidate { name: backend.name(), supported, well, waiting: backend.waiting() }
 }
 
 /// A backend's answer must be what was predicted, or it is a bug and never cached.
