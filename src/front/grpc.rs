@@ -9,14 +9,13 @@ use std::{
     convert::Infallible,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use tonic::{body::Body, codec::Streaming, server::NamedService};
 use tonic_prost::ProstDecoder;
 use tower::Service;
 
-use super::{record::Record, status};
+use super::{Times, record::Record, status, via};
 use crate::{
     deadline::Deadline,
     error::{Error, ErrorKind},
@@ -29,7 +28,6 @@ mod answer;
 mod convert;
 mod framing;
 mod input;
-mod lease;
 mod timeout;
 
 use answer::Exchange;
@@ -38,15 +36,6 @@ use input::Input;
 
 /// Largest request message: every language's default.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
-
-/// Times that requests are held to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Times {
-    /// The longest a request may take, whatever its client allows.
-    pub request: Duration,
-    /// The longest a client may say nothing while its input is awaited, and read nothing while there is an answer.
-    pub stall: Duration,
-}
 
 /// The service. Clones share the pipeline.
 #[derive(Clone)]
@@ -81,6 +70,7 @@ impl LatentsService {
         request: http::Request<Body>,
         record: &mut Record,
     ) -> Result<Exchange<M>, Error> {
+        let hops = self.pipeline.passed(via(request.headers()))?;
         let wished = timeout::of(request.headers())?;
         check_encoding(request.headers())?;
         let deadline = Deadline::within(record.began(), wished, self.times.request);
@@ -102,6 +92,7 @@ impl LatentsService {
             claimed: opening.claimed,
             wants: opening.wants,
             permit,
+            hops,
         })
     }
 
@@ -112,8 +103,12 @@ impl LatentsService {
             type Future = std::future::Ready<Result<tonic::Response<Self::Response>, tonic::Status>>;
 
             fn call(&mut self, _: tonic::Request<proto::ListModelsRequest>) -> Self::Future {
-                let model = |spec: &std::sync::Arc<_>| convert::model(spec, self.0.backends(spec));
-                let models = self.0.models().iter().map(model).collect();
+                let table = self.0.models();
+                let model = |spec: &std::sync::Arc<crate::model::ModelSpec>| {
+                    let aliases = table.aliases_of(&spec.id).map(str::to_owned).collect();
+                    convert::model(spec, aliases, self.0.backends(spec))
+                };
+                let models = table.iter().map(model).collect();
                 std::future::ready(Ok(tonic::Response::new(proto::ListModelsResponse { models })))
             }
         }

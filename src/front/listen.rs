@@ -1,4 +1,4 @@
-//! Sockets: accept, serve HTTP/1.1 and HTTP/2 on one port, drain.
+//! Sockets: accept, serve HTTP/1.1 and HTTP/2 on one port, with TLS or without, drain.
 //!
 //! Our own hyper server, since tonic's would answer CANCELLED for a passed deadline and stop watching at the response
 //! head. Connections are bounded: past the bound, new ones wait in the kernel's backlog.
@@ -8,17 +8,26 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use axum::Router;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::task;
+
+mod greeting;
+pub mod tls;
+
+use greeting::{Protocol, greeting};
 
 /// Receive windows: what a peer may send before it is read. One stream's covers the largest message.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
@@ -32,9 +41,8 @@ const STREAMS: u32 = 256;
 /// Silent connections are asked whether they live, and closed when they do not answer.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(20);
-/// The longest a new connection may take to say which protocol it speaks, and how often a half-said one is looked at.
+/// The longest a new connection may take to say which protocol it speaks, its TLS handshake included.
 const GREETING: Duration = Duration::from_secs(10);
-const GREETING_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes of request headers.
 const HEADER_BYTES: u32 = 16 << 10;
 /// After an accept fails (out of descriptors), a pause, or the loop would spin.
@@ -45,20 +53,41 @@ pub struct Listener {
     name: &'static str,
     socket: TcpListener,
     router: Router,
+    tls: Option<tls::Acceptor>,
     connections: Arc<Semaphore>,
 }
+
+/// One accepted connection. It ends with its peer, or with the drain that watches it.
+struct Connection {
+    name: &'static str,
+    tls: Option<tls::Acceptor>,
+    service: TowerToHyperService<Router>,
+    watcher: Watcher,
+    stop: CancellationToken,
+    /// Given back when the connection ends, however it does.
+    _slot: OwnedSemaphorePermit,
+}
+
+// === impl Listener ===
 
 impl Listener {
     /// Binds now, so that a taken port is an error before anything is promised.
     pub async fn bind(name: &'static str, address: SocketAddr, max_connections: usize) -> io::Result<Self> {
         let socket = TcpListener::bind(address).await?;
-        Ok(Self { name, socket, router: Router::new(), connections: Arc::new(Semaphore::new(max_connections)) })
+        let connections = Arc::new(Semaphore::new(max_connections));
+        Ok(Self { name, socket, router: Router::new(), tls: None, connections })
     }
 
     /// Serves `router`.
     #[must_use]
     pub fn with(self, router: Router) -> Self {
         Self { router, ..self }
+    }
+
+    /// Speaks TLS, and nothing else, if there is an acceptor.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<tls::Acceptor>) -> Self {
+        Self { tls, ..self }
     }
 
     /// The bound address: the real port, where 0 was asked for.
@@ -76,24 +105,15 @@ impl Listener {
                 accepted = self.accept() => accepted,
             };
             let Some((stream, slot)) = accepted else { continue };
-            let service = TowerToHyperService::new(self.router.clone());
-            let (name, watcher, stop) = (self.name, drain.watcher(), stop.clone());
-            // The connection ends with its peer, or with the drain that watches it.
-            task::spawn(tracing::Span::none(), async move {
-                let _slot = slot;
-                let spoke = tokio::select! {
-                    () = stop.cancelled() => false,
-                    spoke = timeout(GREETING, greeting(&stream)) => spoke.is_ok_and(|read| read.is_ok()),
-                };
-                if !spoke {
-                    return;
-                }
-                let connection = server().serve_connection(TokioIo::new(stream), service).into_owned();
-                if let Err(error) = watcher.watch(connection).await {
-                    tracing::debug!(listener = name, %error, "connection ended badly");
-                }
-            })
-            .detach();
+            let connection = Connection {
+                name: self.name,
+                tls: self.tls.clone(),
+                service: TowerToHyperService::new(self.router.clone()),
+                watcher: drain.watcher(),
+                stop: stop.clone(),
+                _slot: slot,
+            };
+            task::spawn(tracing::Span::none(), connection.serve(stream)).detach();
         }
         drop(self.socket);
         if timeout(grace, drain.shutdown()).await.is_err() {
@@ -101,7 +121,7 @@ impl Listener {
         }
     }
 
-    async fn accept(&self) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    async fn accept(&self) -> Option<(TcpStream, OwnedSemaphorePermit)> {
         let slot = self.connections.clone().acquire_owned().await.ok()?;
         match self.socket.accept().await {
             Ok((stream, _peer)) => {
@@ -120,26 +140,44 @@ impl Listener {
     }
 }
 
-/// Waits until it is plain which protocol the peer speaks: hyper waits for that without a bound, and a connection that
-/// says nothing would hold its slot for ever.
-async fn greeting(stream: &TcpStream) -> io::Result<()> {
-    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    let mut seen = [0; PREFACE.len()];
-    loop {
-        let read = stream.peek(&mut seen).await?;
-        if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+// === impl Connection ===
+
+impl Connection {
+    async fn serve(self, stream: TcpStream) {
+        match self.tls.clone() {
+            None => {
+                if let Some((protocol, stream)) = self.in_time(greeting(stream)).await {
+                    self.converse(protocol, stream).await;
+                }
+            }
+            Some(tls) => {
+                if let Some((protocol, stream)) = self.in_time(tls.greeting(stream)).await {
+                    self.converse(protocol, stream).await;
+                }
+            }
         }
-        // Another first line is HTTP/1.1's, and its head has a bound of its own.
-        if read == seen.len() || !PREFACE.starts_with(&seen[..read]) {
-            return Ok(());
+    }
+
+    /// What comes of a greeting, if it comes in time and before the end. A peer that does not manage it is turned away:
+    /// nobody has to act on that.
+    async fn in_time<T>(&self, greeting: impl Future<Output = io::Result<T>>) -> Option<T> {
+        let greeted = tokio::select! {
+            () = self.stop.cancelled() => return None,
+            greeted = timeout(GREETING, greeting) => greeted.unwrap_or_else(|late| Err(late.into())),
+        };
+        greeted.inspect_err(|error| tracing::debug!(listener = self.name, %error, "no greeting")).ok()
+    }
+
+    async fn converse(self, protocol: Protocol, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+        let connection = server(protocol).serve_connection(TokioIo::new(stream), self.service).into_owned();
+        if let Err(error) = self.watcher.watch(connection).await {
+            tracing::debug!(listener = self.name, %error, "connection ended badly");
         }
-        // Bytes that were seen stay readable, so there is nothing to wait for but time.
-        tokio::time::sleep(GREETING_PAUSE).await;
     }
 }
 
-fn server() -> auto::Builder<TokioExecutor> {
+/// hyper's server for a peer whose protocol is known.
+fn server(protocol: Protocol) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http2()
@@ -153,30 +191,11 @@ fn server() -> auto::Builder<TokioExecutor> {
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_ANSWER);
     builder.http1().timer(TokioTimer::new()).header_read_timeout(KEEPALIVE);
-    builder
+    match protocol {
+        Protocol::Http1 => builder.http1_only(),
+        Protocol::Http2 => builder.http2_only(),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::AsyncWriteExt as _;
-
-    use super::*;
-
-    /// Whether the server side knows the protocol of a client that has sent `bytes`, within a moment.
-    async fn is_greeted_by(bytes: &[u8]) -> Option<bool> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (server, _) = listener.accept().await.unwrap();
-        client.write_all(bytes).await.unwrap();
-        timeout(Duration::from_millis(500), greeting(&server)).await.ok().map(|read| read.is_ok())
-    }
-
-    #[tokio::test]
-    async fn a_protocol_is_known_by_its_first_bytes_and_silence_is_none() {
-        assert_eq!(is_greeted_by(b"GET / HTTP/1.1\r\n").await, Some(true));
-        assert_eq!(is_greeted_by(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await, Some(true));
-        assert_eq!(is_greeted_by(b"PRIVATE").await, Some(true));
-        assert_eq!(is_greeted_by(b"PRI * HT").await, None);
-        assert_eq!(is_greeted_by(b"").await, None);
-    }
-}
+mod tests;

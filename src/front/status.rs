@@ -1,12 +1,17 @@
-//! Renders a row of the error table as a gRPC status with google.rpc details. No other code names a status.
+//! Renders a row of the error table: as a gRPC status with google.rpc details, or as an HTTP status with the protocol's
+//! JSON. No other code names a status.
 
+use axum::body::Body;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::Frame;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::error::{Error, GrpcCode, RETRY_AFTER, Retry};
+use crate::{
+    error::{Error, GrpcCode, RETRY_AFTER, Retry},
+    hf,
+};
 
 /// `ErrorInfo.domain` of every error.
 const DOMAIN: &str = "latentgate";
@@ -25,6 +30,38 @@ pub(super) fn grpc(error: &Error) -> Status {
         details.set_resource_info(resource.sort, &resource.name, "", error.message());
     }
     Status::with_error_details(code(row.grpc), error.message(), details)
+}
+
+/// The HTTP response of an error.
+pub(super) fn http(error: &Error) -> Response<Body> {
+    let row = error.row();
+    let mut response =
+        json(StatusCode::from_u16(row.http).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), error.message());
+    if row.retry == Retry::Later {
+        // The header knows whole seconds alone.
+        let seconds = RETRY_AFTER.as_secs().max(1);
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// Nothing is served at this path, or for this host.
+pub(super) fn not_found(message: &str) -> Response<Body> {
+    json(StatusCode::NOT_FOUND, message)
+}
+
+/// The path is served, for these methods.
+pub(super) fn method_not_allowed(allowed: &'static str) -> Response<Body> {
+    let mut response = json(StatusCode::METHOD_NOT_ALLOWED, &format!("the methods here are {allowed}"));
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    response
+}
+
+fn json(status: StatusCode, message: &str) -> Response<Body> {
+    let mut response = Response::new(Body::from(hf::error_body(message)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 /// The trailers that end a stream: success, or the status of an error.
@@ -48,6 +85,7 @@ const fn code(code: GrpcCode) -> Code {
         GrpcCode::InvalidArgument => Code::InvalidArgument,
         GrpcCode::DeadlineExceeded => Code::DeadlineExceeded,
         GrpcCode::NotFound => Code::NotFound,
+        GrpcCode::FailedPrecondition => Code::FailedPrecondition,
         GrpcCode::ResourceExhausted => Code::ResourceExhausted,
         GrpcCode::Unimplemented => Code::Unimplemented,
         GrpcCode::Internal => Code::Internal,

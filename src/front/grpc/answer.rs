@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use http_body::Frame;
 use tokio::time::Instant;
 use tonic::body::Body;
@@ -13,7 +13,6 @@ use super::{
     convert::RequestMessage,
     framing::{self, CHUNK_BYTES},
     input::{Input, STEP_BYTES},
-    lease::{Frames, Lease},
 };
 use crate::{
     admission::Permit,
@@ -21,7 +20,12 @@ use crate::{
     cache::alias::InputDigest,
     deadline::Deadline,
     error::Error,
-    front::{record::Record, status},
+    front::{
+        lease::{Lease, TakenBack},
+        record::Record,
+        status,
+    },
+    hops::Hops,
     job::{CachePolicy, Checked},
     meta::Meta,
     metrics::Outcome,
@@ -41,7 +45,11 @@ pub(super) struct Exchange<M> {
     pub(super) claimed: Option<InputDigest>,
     pub(super) wants: proto::Wants,
     pub(super) permit: Permit,
+    pub(super) hops: Hops,
 }
+
+/// The frames of a response, in order. Failures are frames too: trailers.
+type Frames = std::pin::Pin<Box<dyn Stream<Item = Frame<Bytes>> + Send>>;
 
 /// A reply and what is told beside it.
 struct Answer {
@@ -57,7 +65,10 @@ impl<M: RequestMessage> Exchange<M> {
     pub(super) async fn respond(self, mut record: Record) -> Response {
         let (deadline, stall, wants) = (self.deadline, self.stall, self.wants);
         let overdue = record.overdue();
-        let stream = |frames: Frames| respond(Lease::new(frames, overdue, deadline, stall));
+        let stream = |frames: Frames| {
+            let frames = Box::pin(frames.map(Ok));
+            respond(Lease::new(frames, TakenBack::Trailers, overdue, (deadline, stall)))
+        };
         if let (Some(claimed), false) = (self.claimed, self.input.has_data()) {
             return match self.pipeline.find(&self.checked, &claimed, self.policy, self.permit) {
                 Ok(reply) => stream(Box::pin(Answer::new(reply, wants, deadline, record).frames())),
@@ -105,7 +116,7 @@ impl<M: RequestMessage> Exchange<M> {
 
     /// Reads the input and hands it to the pipeline.
     async fn serve(self, record: &mut Record) -> Result<Reply, Error> {
-        let Self { pipeline, deadline, input, checked, policy, claimed, permit, .. } = self;
+        let Self { pipeline, deadline, input, checked, policy, claimed, permit, hops, .. } = self;
         let want = checked.input_bytes();
         let mut held = pipeline.reserve(want.min(STEP_BYTES))?;
         let (data, digest) = deadline.bound("reading the input", input.read(want, &mut held)).await?;
@@ -113,7 +124,7 @@ impl<M: RequestMessage> Exchange<M> {
         if claimed.is_some_and(|claimed| claimed != digest) {
             return Err(Error::bad_request("digest", "the data do not have the digest that the spec claims"));
         }
-        let request = Request { checked, data, digest, policy, permit, held };
+        let request = Request { checked, data, digest, policy, permit, held, hops };
         deadline.bound("looking the answer up", pipeline.serve(request)).await
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     backend::ModelState,
     cache::alias::InputDigest,
     error::Error,
-    job::{CachePolicy, DecodeSpec, EncodeInput, EncodeMode, EncodeSpec, Output, ScalingWish, Spec},
+    job::{Batch, CachePolicy, DecodeSpec, EncodeInput, EncodeMode, EncodeSpec, Output, ScalingWish, Spec},
     meta::Meta,
     metrics::Outcome,
     model::{ModelSpec, Task},
@@ -57,7 +57,8 @@ fn decode_opening(spec: proto::DecodeSpec) -> Result<Opening, Error> {
     let picture = (spec.height > 0 && spec.width > 0).then_some((spec.height, spec.width));
     let (dtype, shape) = tensor(&latents, "latents.dtype", "latents.shape")?;
     let output = output(spec.output)?;
-    let decode = DecodeSpec { model: spec.model, dtype, shape, picture, scaling: scaling(spec.scaling), output };
+    let (model, scaling) = (spec.model, scaling(spec.scaling));
+    let decode = DecodeSpec { model, dtype, shape, picture, scaling, output, batch: Batch::Whole };
     Ok(Opening {
         spec: Spec::Decode(decode),
         policy,
@@ -138,8 +139,8 @@ fn scaling(scaling: Option<proto::Scaling>) -> ScalingWish {
 
 fn output(output: Option<proto::Output>) -> Result<Output, Error> {
     use proto::output::Kind;
-    /// Frames a second when none are said, and at most: the endpoints' writer's default, and a display's rate.
-    const FPS: (u32, u32) = (10, 120);
+    /// Frames a second, at most: a display's rate.
+    const MAX_FPS: u32 = 120;
     match output.and_then(|output| output.kind).ok_or_else(|| missing("output"))? {
         Kind::Tensor(tensor) => Ok(Output::Tensor(float_or_f16(tensor.dtype, "output.tensor.dtype")?)),
         Kind::Uint8(_) => Ok(Output::Uint8),
@@ -149,9 +150,10 @@ fn output(output: Option<proto::Output>) -> Result<Output, Error> {
             .map(Output::Jpeg)
             .map_err(|_| Error::bad_request("output.jpeg.quality", format!("wanted 1..100, got {}", jpeg.quality))),
         Kind::Webp(_) => Ok(Output::Webp),
-        Kind::Mp4(proto::output::Mp4 { fps: 0 }) => Ok(Output::Mp4(FPS.0)),
-        Kind::Mp4(mp4) if mp4.fps <= FPS.1 => Ok(Output::Mp4(mp4.fps)),
-        Kind::Mp4(mp4) => Err(Error::bad_request("output.mp4.fps", format!("wanted 1..{}, got {}", FPS.1, mp4.fps))),
+        Kind::Unit(_) => Ok(Output::Unit),
+        Kind::Mp4(proto::output::Mp4 { fps: 0 }) => Ok(Output::Mp4(Output::DEFAULT_FPS)),
+        Kind::Mp4(mp4) if mp4.fps <= MAX_FPS => Ok(Output::Mp4(mp4.fps)),
+        Kind::Mp4(mp4) => Err(Error::bad_request("output.mp4.fps", format!("wanted 1..{MAX_FPS}, got {}", mp4.fps))),
     }
 }
 
@@ -211,7 +213,7 @@ const fn wire_dtype(dtype: DType) -> proto::Dtype {
 }
 
 /// One model of the list.
-pub(super) fn model(spec: &ModelSpec, backends: Vec<BackendState>) -> proto::Model {
+pub(super) fn model(spec: &ModelSpec, aliases: Vec<String>, backends: Vec<BackendState>) -> proto::Model {
     let task = |task: &Task| match task {
         Task::Decode => proto::Task::Decode as i32,
         Task::Encode => proto::Task::Encode as i32,
@@ -222,11 +224,12 @@ pub(super) fn model(spec: &ModelSpec, backends: Vec<BackendState>) -> proto::Mod
         family: spec.family.class_name().to_owned(),
         latent_channels: spec.latent_channels as u32,
         spatial_scale: spec.spatial_scale as u32,
-        temporal_scale: 1,
+        temporal_scale: spec.temporal_scale.unwrap_or(1) as u32,
         scaling_factor: decimal(spec.scaling.factor),
         shift_factor: decimal(spec.scaling.shift),
         backends: backends.into_iter().map(backend).collect(),
         revision: spec.revision.clone(),
+        aliases,
     }
 }
 

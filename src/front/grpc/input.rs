@@ -1,8 +1,8 @@
-//! Reading a request stream: the spec first, then the input into one exact buffer, hashed as it arrives.
+//! Reading a request stream: the spec first, then the input.
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
 
@@ -11,6 +11,7 @@ use crate::{
     admission::Reservation,
     cache::alias::InputDigest,
     error::{Error, ErrorKind},
+    front::intake::{Intake, Length},
 };
 
 /// Memory for an input is counted in steps of this: about what one message brings.
@@ -52,38 +53,16 @@ impl<M: RequestMessage> Input<M> {
         Ok(())
     }
 
-    /// Reads the input to its end: exactly `want` bytes, and their digest. `held` grows as they come, a step ahead: a size
-    /// that is only claimed takes no budget. Data that came whole in one message is used where it lies.
+    /// Reads the input to its end: exactly `want` bytes, and their digest.
     pub(super) async fn read(mut self, want: u64, held: &mut Reservation) -> Result<(Bytes, InputDigest), Error> {
-        let mut hasher = blake3::Hasher::new();
-        let mut whole = std::mem::take(&mut self.first);
-        hasher.update(&whole);
-        let mut buffer = BytesMut::new();
-        let mut got = whole.len() as u64;
-        check_not_longer(got, want)?;
+        let mut intake = Intake::new(Length::Exactly(want), STEP_BYTES);
+        intake.take(std::mem::take(&mut self.first), held)?;
         loop {
-            let said = || format!("{got} of {want} bytes have come");
+            let said = || format!("{} of {want} bytes have come", intake.got());
             let Some(data) = self.next_data(said).await? else { break };
-            got += data.len() as u64;
-            check_not_longer(got, want)?;
-            held.grow_to(got.next_multiple_of(STEP_BYTES).min(want))?;
-            hasher.update(&data);
-            if whole.is_empty() && buffer.is_empty() {
-                whole = data;
-                continue;
-            }
-            if buffer.is_empty() {
-                // Address space, which is within the limits; pages are taken as bytes come, and counted then.
-                buffer.reserve(want as usize);
-                buffer.extend_from_slice(&std::mem::take(&mut whole));
-            }
-            buffer.extend_from_slice(&data);
+            intake.take(data, held)?;
         }
-        if got < want {
-            return Err(Error::bad_request("data", format!("wanted {want} bytes, the stream ended after {got}")));
-        }
-        let bytes = if buffer.is_empty() { whole } else { buffer.freeze() };
-        Ok((bytes, *hasher.finalize().as_bytes()))
+        intake.finish()
     }
 }
 
@@ -114,10 +93,6 @@ impl<M: RequestMessage> Input<M> {
 fn stalled(field: &'static str, stall: Duration, so_far: &str) -> Error {
     let message = format!("{field}: the client said nothing for {stall:?}; {so_far}");
     Error::new(ErrorKind::DeadlineExceeded, message)
-}
-
-fn check_not_longer(got: u64, want: u64) -> Result<(), Error> {
-    if got <= want { Ok(()) } else { Err(Error::bad_request("data", format!("wanted {want} bytes, {got} have come"))) }
 }
 
 /// What a broken request stream means: a client that left, or bytes that are no message.

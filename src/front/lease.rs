@@ -4,10 +4,10 @@
 //! client that has stopped reading: the reply, with its permit, would be held for as long as the connection lives, and a
 //! connection lives as long as the peer's kernel answers. A watch beside the body drops the frames at the request's
 //! deadline, or when a frame was handed out and none was asked for within the stall time. What the client then finds at
-//! the end of what it was sent is `DEADLINE_EXCEEDED`.
+//! the end of what it was sent is `DEADLINE_EXCEEDED` in gRPC's trailers, and a broken body over plain HTTP: never a clean
+//! short end.
 
 use std::{
-    convert::Infallible,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -23,16 +23,27 @@ use tracing::Span;
 
 use crate::{
     deadline::Deadline,
+    error::Error,
     front::{record::Overdue, status},
     task::{self, Task},
 };
 
-/// The frames of a response, in order.
-pub(super) type Frames = Pin<Box<dyn Stream<Item = Frame<Bytes>> + Send>>;
+/// The frames of a response, in order. An error breaks the body off.
+pub(super) type Frames = Pin<Box<dyn Stream<Item = Result<Frame<Bytes>, Error>> + Send>>;
+
+/// How the client is told that the rest was taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TakenBack {
+    /// By the trailers of gRPC.
+    Trailers,
+    /// By a body that breaks off.
+    BrokenOff,
+}
 
 /// A response body under watch.
 pub(super) struct Lease {
     shared: Arc<Mutex<Held>>,
+    taken_back: TakenBack,
     is_over: bool,
     _watch: Task<()>,
 }
@@ -47,10 +58,16 @@ struct Held {
 }
 
 impl Lease {
-    pub(super) fn new(frames: Frames, overdue: Overdue, deadline: Deadline, stall: Duration) -> Self {
+    /// `frames` until their deadline, and only while they are asked for within the stall time.
+    pub(super) fn new(
+        frames: Frames,
+        taken_back: TakenBack,
+        overdue: Overdue,
+        (deadline, stall): (Deadline, Duration),
+    ) -> Self {
         let shared = Arc::new(Mutex::new(Held { frames: Some(frames), waker: None, owed_since: None }));
         let watch = task::spawn(Span::none(), watch(shared.clone(), overdue, deadline, stall));
-        Self { shared, is_over: false, _watch: watch }
+        Self { shared, taken_back, is_over: false, _watch: watch }
     }
 }
 
@@ -88,9 +105,9 @@ impl Drop for Lease {
 
 impl Body for Lease {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if self.is_over {
             return Poll::Ready(None);
         }
@@ -99,14 +116,18 @@ impl Body for Lease {
             held.owed_since = None;
             let polled = held.frames.as_mut().map(|frames| frames.as_mut().poll_next(cx));
             match polled {
-                Some(Poll::Ready(Some(_))) => held.owed_since = Some(Instant::now()),
+                Some(Poll::Ready(Some(Ok(_)))) => held.owed_since = Some(Instant::now()),
                 Some(Poll::Pending) => held.waker = Some(cx.waker().clone()),
                 _ => {}
             }
             polled
         };
         match polled {
-            Some(Poll::Ready(Some(frame))) => Poll::Ready(Some(Ok(frame))),
+            Some(Poll::Ready(Some(Ok(frame)))) => Poll::Ready(Some(Ok(frame))),
+            Some(Poll::Ready(Some(Err(error)))) => {
+                self.is_over = true;
+                Poll::Ready(Some(Err(error)))
+            }
             Some(Poll::Ready(None)) => {
                 self.is_over = true;
                 Poll::Ready(None)
@@ -114,7 +135,11 @@ impl Body for Lease {
             Some(Poll::Pending) => Poll::Pending,
             None => {
                 self.is_over = true;
-                Poll::Ready(Some(Ok(status::trailers(Err(&Overdue::error())))))
+                let error = Overdue::error();
+                Poll::Ready(Some(match self.taken_back {
+                    TakenBack::Trailers => Ok(status::trailers(Err(&error))),
+                    TakenBack::BrokenOff => Err(error),
+                }))
             }
         }
     }
