@@ -7,13 +7,13 @@ use std::{
 };
 
 /// Floor 0 in its order, then the floors above it; what one line names may not import each other, but on floor 5.
-const GROUND: [&str; 17] = [
-    "error", "metrics", "deadline", "progress", "task", "tensor", "float", "latents", "picture", "render", "preview",
-    "model", "job", "key", "meta", "body", "artifact",
+const GROUND: [&str; 19] = [
+    "error", "metrics", "deadline", "hops", "progress", "task", "tensor", "float", "latents", "picture", "render",
+    "preview", "model", "job", "key", "meta", "body", "artifact", "hf",
 ];
 const FLOORS: [&[&str]; 5] = [
     &["backend", "cache", "weights"],
-    &["admission", "flight"],
+    &["admission", "flight", "route"],
     &["pipeline"],
     &["front"],
     &["app", "cli", "config", "main", "telemetry"],

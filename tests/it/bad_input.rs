@@ -277,7 +277,11 @@ async fn an_answer_that_is_not_finite_is_refused_and_not_kept() {
 async fn who_does_not_speak_grpc_is_told_so() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let app = TestApp::start(config()).await;
-    for request in ["GET / HTTP/1.1", "POST /latentgate.v1.Latents/Decode HTTP/1.1"] {
+    for request in [
+        "GET /latentgate.v1.Latents/Decode HTTP/1.1",
+        "POST /other.Service/Method HTTP/1.1",
+        "POST /latentgate.v1.Latents/Decode HTTP/1.1",
+    ] {
         let mut socket = tokio::net::TcpStream::connect(app.addresses.data).await.unwrap();
         let head = format!("{request}\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
         socket.write_all(head.as_bytes()).await.unwrap();

@@ -15,14 +15,28 @@ mod support;
 
 mod admission;
 mod architecture;
+mod bad_http;
 mod bad_input;
+#[cfg(feature = "local")]
+mod chain;
 #[cfg(feature = "local")]
 mod cli;
 mod coalescing;
+#[cfg(feature = "local")]
+mod diffusers;
 mod digest_first;
+mod edge;
+mod faults;
+mod http;
 mod memory;
 mod operations;
 #[cfg(feature = "local")]
 mod parity;
 mod policies;
+mod routes;
+mod seeds;
+mod upstream;
+mod upstream_faults;
+mod upstream_trust;
+mod video;
 mod wire;

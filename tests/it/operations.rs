@@ -1,6 +1,6 @@
 //! What operators rely on: health, readiness, reflection, metrics, draining.
 
-use latentgate::{Config, metrics::CATALOGUE};
+use latentgate::{Config, config::UpstreamUrls, metrics::CATALOGUE, route::Name};
 use tonic_health::{
     ServingStatus,
     pb::{HealthCheckRequest, health_client::HealthClient},
@@ -89,6 +89,12 @@ async fn every_metric_of_the_catalogue_is_recorded_described_and_in_the_readme()
     let mut config = preloading();
     // Room for one artifact of the two: one is evicted.
     config.cache.memory.capacity = bytesize::ByteSize::kib(8);
+    // An endpoint that is not there: asked first, failed over from.
+    let model = config.models.entry("builtin".to_owned()).or_default();
+    model.backends = Some(vec![Name::Upstream, Name::Local]);
+    let decode = vec!["http://127.0.0.1:1".to_owned()];
+    model.upstream = Some(UpstreamUrls { decode, ..UpstreamUrls::default() });
+    config.upstream.retries = 1;
     let app = TestApp::start(config).await;
     let client = app.client().await;
     for seed in 0..12 {

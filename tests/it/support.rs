@@ -1,7 +1,14 @@
 //! What every test stands on: a running app, its client, a backend with gates.
 
+pub mod browser;
 mod client;
 mod gated;
+pub mod http;
+pub mod origin;
+#[cfg(feature = "local")]
+pub mod pytorch;
+pub mod rig;
+pub mod tls;
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,6 +39,8 @@ pub fn config() -> Config {
     let mut config = Config::default();
     config.listen.data.set_port(0);
     config.listen.admin.set_port(0);
+    // Nothing leaves this machine.
+    config.route.backends = vec![latentgate::route::Name::Local];
     config
 }
 

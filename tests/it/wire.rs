@@ -144,12 +144,24 @@ async fn a_hit_hands_out_the_very_bytes_of_the_first_answer() {
             picture: None,
             scaling: ScalingWish::ModelDefault,
             output: Form::Tensor(DType::F32),
+            batch: latentgate::job::Batch::Whole,
         };
         let checked = app.pipeline.check(Spec::Decode(spec)).unwrap();
         let data = latents(48, 48, 1);
         let digest = *blake3::hash(&data).as_bytes();
         let (permit, held) = (app.pipeline.admit().unwrap(), app.pipeline.reserve(data.len() as u64).unwrap());
-        app.pipeline.serve(Request { checked, data, digest, policy: CachePolicy::Default, permit, held }).await.unwrap()
+        app.pipeline
+            .serve(Request {
+                checked,
+                data,
+                digest,
+                policy: CachePolicy::Default,
+                permit,
+                held,
+                hops: latentgate::hops::Hops::default(),
+            })
+            .await
+            .unwrap()
     };
     let places = async |mut reply: Reply| {
         let mut places = Vec::new();
@@ -172,7 +184,10 @@ async fn the_list_of_models_says_what_can_be_done_now() {
     let app = TestApp::start(config()).await;
     let models = app.client().await.grpc.list_models(ListModelsRequest {}).await.unwrap().into_inner().models;
     let names: Vec<_> = models.iter().map(|model| model.id.as_str()).collect();
-    assert_eq!(names, ["builtin", "flux", "sd-v1", "sd-xl", "taef1", "taef2", "taesd", "taesd3", "taesdxl"]);
+    assert_eq!(
+        names,
+        ["builtin", "flux", "hunyuan-video", "sd-v1", "sd-xl", "taef1", "taef2", "taesd", "taesd3", "taesdxl"]
+    );
     let builtin = &models[0];
     assert_eq!((builtin.latent_channels, builtin.spatial_scale, builtin.tasks.len()), (4, 8, 2));
     assert_eq!(builtin.backends[0].state, backend::State::Idle as i32, "loads on first use");

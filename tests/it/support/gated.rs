@@ -34,6 +34,12 @@ pub struct Gated {
     pub blocks_before_gate: AtomicUsize,
     /// The next runs fail after their first bytes.
     pub failing: AtomicUsize,
+    /// The next runs are refused before they begin.
+    pub refusing: AtomicUsize,
+    /// The next runs are left to the next backend once the gate lets them go.
+    pub passing_on: AtomicUsize,
+    /// How many it says are waiting.
+    pub waiting: AtomicUsize,
 }
 
 /// Counts a run that was dropped before its end.
@@ -49,7 +55,8 @@ impl Drop for Running<'_> {
 
 impl Gated {
     pub fn new() -> Arc<Self> {
-        let states = BTreeMap::from([(ModelId::try_new("builtin").unwrap(), ModelState::Ready)]);
+        let ready = |name| (ModelId::try_new(name).unwrap(), ModelState::Ready);
+        let states = BTreeMap::from(["builtin", "sd1"].map(ready));
         Arc::new(Self {
             health: watch::Sender::new(states),
             begun: watch::Sender::new(0),
@@ -57,6 +64,9 @@ impl Gated {
             gate: Semaphore::new(0),
             blocks_before_gate: AtomicUsize::new(1),
             failing: AtomicUsize::new(0),
+            refusing: AtomicUsize::new(0),
+            passing_on: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
         })
     }
 
@@ -84,17 +94,22 @@ impl Gated {
     }
 
     async fn answer(&self, compute: Compute, writer: &mut BodyWriter) -> Result<(), Error> {
+        if counts_down(&self.refusing) {
+            return Err(Error::new(ErrorKind::Overloaded, "told to refuse"));
+        }
         let mut running = Running(self, false);
         let done = self.blocks_before_gate.load(Ordering::SeqCst) as u32;
         compute.progress.send_replace(Progress { done, total: BLOCKS });
         self.begun.send_modify(|n| *n += 1);
         self.gate.acquire().await.expect("the gate is never closed").forget();
+        if counts_down(&self.passing_on) {
+            return Err(Error::new(ErrorKind::Unavailable, "told to pass it on"));
+        }
         let (meta, bytes) = made(&compute)?;
         writer.begin(meta)?;
         let half = bytes.len() / 2;
         writer.append(bytes.slice(..half))?;
-        let failing = self.failing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
-        if failing.is_ok() {
+        if counts_down(&self.failing) {
             return Err(Error::new(ErrorKind::Unavailable, "told to fail midway"));
         }
         writer.append(bytes.slice(half..))?;
@@ -102,6 +117,11 @@ impl Gated {
         running.1 = true;
         Ok(())
     }
+}
+
+/// Whether there was one left.
+fn counts_down(left: &AtomicUsize) -> bool {
+    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok()
 }
 
 async fn until(counter: &watch::Sender<usize>, wanted: usize) {
@@ -142,6 +162,14 @@ impl Backend for Gated {
 
     fn health(&self) -> watch::Receiver<Health> {
         self.health.subscribe()
+    }
+
+    fn supports(&self, _job: &latentgate::job::Job) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
     }
 
     fn run<'a>(&'a self, compute: Compute, writer: &'a mut BodyWriter) -> BoxFuture<'a, Result<(), Error>> {
