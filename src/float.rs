@@ -64,11 +64,7 @@ fn widen(data: &[u8], from: DType) -> Bytes {
     for block in data.as_chunks::<2>().0.chunks(BLOCK) {
         let (bits, wide) = (&mut bits[..block.len()], &mut wide[..block.len()]);
         bits.iter_mut().zip(block).for_each(|(to, &b)| *to = u16::from_le_bytes(b));
-        if from == DType::F16 {
-            bits.reinterpret_cast::<f16>().convert_to_f32_slice(wide);
-        } else {
-            bits.reinterpret_cast::<bf16>().convert_to_f32_slice(wide);
-        }
+        widen_block(bits, wide, from);
         out.extend(wide.iter().flat_map(|v| v.to_le_bytes()));
     }
     out.into()
@@ -77,14 +73,35 @@ fn widen(data: &[u8], from: DType) -> Bytes {
 /// Any other float to a 16-bit one. The way leads through f32, which holds every 16-bit value exactly, so it rounds
 /// once.
 fn narrow(tensor: &Tensor, to: DType) -> Bytes {
-    let wide_bytes = match tensor.dtype() {
+    let wide = match tensor.dtype() {
         DType::F32 => tensor.data().clone(),
         from => widen(tensor.data(), from),
     };
-    let mut out = Vec::with_capacity(wide_bytes.len() / 2);
+    narrow_while(&wide, to, |_, _| true).expect("nothing is refused").into()
+}
+
+/// The same numbers in a 16-bit type, if it holds every one of them exactly; looks no further than the first block
+/// that has one it does not hold.
+pub fn narrow_exactly(tensor: &Tensor, to: DType) -> Option<Tensor> {
+    if tensor.dtype() != DType::F32 || !matches!(to, DType::F16 | DType::BF16) {
+        return None;
+    }
+    let mut back = [0f32; BLOCK];
+    let is_exact = |wide: &[f32], bits: &[u16]| {
+        let back = &mut back[..wide.len()];
+        widen_block(bits, back, to);
+        wide.iter().zip(back).all(|(number, back)| number.to_bits() == back.to_bits())
+    };
+    let data = narrow_while(tensor.data(), to, is_exact)?;
+    Some(Tensor::try_new(to, tensor.shape().clone(), data.into()).expect("a cast keeps the number of elements"))
+}
+
+/// f32 bytes to a 16-bit type, block by block, as long as `is_fine` says so of each.
+fn narrow_while(data: &[u8], to: DType, mut is_fine: impl FnMut(&[f32], &[u16]) -> bool) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(data.len() / 2);
     let mut bits = [0u16; BLOCK];
     let mut wide = [0f32; BLOCK];
-    for block in wide_bytes.as_chunks::<4>().0.chunks(BLOCK) {
+    for block in data.as_chunks::<4>().0.chunks(BLOCK) {
         let (bits, wide) = (&mut bits[..block.len()], &mut wide[..block.len()]);
         wide.iter_mut().zip(block).for_each(|(to, &b)| *to = f32::from_le_bytes(b));
         if to == DType::F16 {
@@ -92,23 +109,38 @@ fn narrow(tensor: &Tensor, to: DType) -> Bytes {
         } else {
             bits.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(wide);
         }
+        if !is_fine(wide, bits) {
+            return None;
+        }
         out.extend(bits.iter().flat_map(|v| v.to_le_bytes()));
     }
-    out.into()
+    Some(out)
 }
 
-/// Whether a floating-point tensor holds neither NaN nor infinity; bytes always do.
+fn widen_block(bits: &[u16], wide: &mut [f32], from: DType) {
+    if from == DType::F16 {
+        bits.reinterpret_cast::<f16>().convert_to_f32_slice(wide);
+    } else {
+        bits.reinterpret_cast::<bf16>().convert_to_f32_slice(wide);
+    }
+}
+
+/// The exponent's bits in the upper two bytes of an element; infinity and NaN have all of them set. Bytes have none.
+pub const fn exponent(dtype: DType) -> Option<u16> {
+    match dtype {
+        DType::F32 | DType::BF16 => Some(0x7f80),
+        DType::F16 => Some(0x7c00),
+        DType::U8 => None,
+    }
+}
+
+/// Whether a tensor holds neither NaN nor infinity; bytes never do.
 pub fn is_finite(tensor: &Tensor) -> bool {
-    // All ones in the exponent is what both have.
-    let has_no = |exponent: u16| {
-        let pairs = tensor.data().as_chunks::<2>().0;
-        !pairs.iter().any(|&bits| u16::from_le_bytes(bits) & exponent == exponent)
-    };
-    match tensor.dtype() {
-        DType::F32 => first_non_finite(tensor.data()).is_none(),
-        DType::F16 => has_no(0x7c00),
-        DType::BF16 => has_no(0x7f80),
-        DType::U8 => true,
+    let Some(exponent) = exponent(tensor.dtype()) else { return true };
+    let is_bad = |upper: [u8; 2]| u16::from_le_bytes(upper) & exponent == exponent;
+    match tensor.dtype().size() {
+        2 => !tensor.data().as_chunks::<2>().0.iter().any(|&element| is_bad(element)),
+        _ => !tensor.data().as_chunks::<4>().0.iter().any(|&[_, _, low, high]| is_bad([low, high])),
     }
 }
 
@@ -126,6 +158,31 @@ mod tests {
 
     fn words(tensor: &Tensor) -> Vec<u16> {
         tensor.data().as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b)).collect()
+    }
+
+    #[test]
+    fn narrow_exactly_is_the_cast_that_loses_nothing() {
+        let long: Vec<f32> = (0..3 * BLOCK as u16).map(|n| f32::from(n % 2048)).collect();
+        let mut last_is_odd = long.clone();
+        last_is_odd[3 * BLOCK - 1] = 2049.0;
+        for (values, half, brain) in [
+            (vec![1.0, -0.0, 0.5, 65504.0], true, false),
+            ([1e30f32, -2.0].iter().map(|&v| bf16::from_f32(v).to_f32()).collect(), false, true),
+            (vec![0.1], false, false),
+            (long, true, false),
+            (last_is_odd, false, false),
+        ] {
+            let wide = f32_tensor(&values);
+            for (dtype, fits) in [(DType::F16, half), (DType::BF16, brain)] {
+                let narrow = narrow_exactly(&wide, dtype);
+                assert_eq!(narrow.is_some(), fits, "{dtype} {values:.9?}");
+                if let Some(narrow) = narrow {
+                    assert_eq!(narrow, cast(&wide, dtype).unwrap());
+                    assert_eq!(cast(&narrow, DType::F32).unwrap(), wide);
+                }
+            }
+        }
+        assert_eq!(narrow_exactly(&f32_tensor(&[1.0]), DType::U8), None);
     }
 
     #[test]

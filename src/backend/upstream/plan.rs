@@ -1,8 +1,9 @@
 //! What is sent for a job, what must come back, and what is made of it here.
 //!
 //! Asked for is the cheapest form from which the answer follows exactly. Latents go in the narrowest float type that
-//! holds every one of them exactly. Finished pixels of one picture come as a PNG, half the bytes of a raw tensor, and
-//! every picture file is made from that PNG's pixels: so equal jobs give equal files wherever the pixels were computed.
+//! holds every one of them exactly. Finished pixels of one picture come as a PNG, half the bytes of a raw tensor. A PNG
+//! that was asked for is passed on as the endpoint wrote it; a JPEG or a WebP is made of its pixels here, as the local
+//! engine makes it, so that it does not matter where the pixels were computed.
 //! Scaling is always sent as numbers, or left out where the client has done it: what a server takes for its model's own
 //! numbers never matters.
 
@@ -205,11 +206,7 @@ fn png_form(shape: &Shape) -> Result<Form, Error> {
 
 /// The same numbers in the narrowest float type that holds all of them exactly.
 fn narrowest(latents: &Tensor) -> Tensor {
-    let exactly = |dtype| {
-        let narrow = float::cast(latents, dtype).ok()?;
-        let wide = float::cast(&narrow, DType::F32).ok()?;
-        (wide.data() == latents.data()).then_some(narrow)
-    };
+    let exactly = |dtype| float::narrow_exactly(latents, dtype);
     exactly(DType::F16).or_else(|| exactly(DType::BF16)).unwrap_or_else(|| latents.clone())
 }
 

@@ -4,7 +4,7 @@
 //! element: also an f32 is judged by its upper half.
 
 use super::WrongReply;
-use crate::tensor::DType;
+use crate::{float, tensor::DType};
 
 /// Judges floats as they come.
 pub(super) struct FiniteCheck {
@@ -20,12 +20,8 @@ pub(super) struct FiniteCheck {
 impl FiniteCheck {
     /// For elements of a type; none if it has no such values.
     pub(super) const fn new(dtype: DType) -> Option<Self> {
-        let (exponent, width) = match dtype {
-            DType::F16 => (0x7c00, 2),
-            DType::BF16 => (0x7f80, 2),
-            DType::F32 => (0x7f80, 4),
-            DType::U8 => return None,
-        };
+        let Some(exponent) = float::exponent(dtype) else { return None };
+        let width = dtype.size();
         Some(Self { exponent, width, part: [0; 4], held: 0 })
     }
 
