@@ -94,7 +94,7 @@ impl Backend for Gated {
         Ok(())
     }
 
-    fn waiting(&self) -> usize {
+    fn waiting(&self, _: &latentgate::job::Job) -> usize {
         0
     }
 

@@ -79,8 +79,8 @@ pub trait Backend: Send + Sync {
     /// its state.
     fn supports(&self, job: &Job) -> Result<(), Error>;
 
-    /// Jobs waiting in its queue: from some number on, others are asked first.
-    fn waiting(&self) -> usize;
+    /// Jobs waiting where `job` would wait: from some number on, others are asked first.
+    fn waiting(&self, job: &Job) -> usize;
 
     /// Computes `compute` into `writer`: metadata, then bytes in order; or an error. Does not finish the body: the caller
     /// does, once it has judged the answer.

@@ -46,7 +46,6 @@ impl Line {
         capacity: usize,
         metrics: Metrics,
     ) -> Self {
-        metrics.backend_queue_capacity(backend, capacity);
         let (semaphore, waiting) = (Arc::new(Semaphore::new(turns)), AtomicUsize::new(0));
         Self { backend, key, turns: semaphore, places: turns, waiting, capacity, metrics }
     }

@@ -129,6 +129,7 @@ impl Local {
         let worker = worker::Worker::new(config.clone(), models, health_sender, metrics.clone());
         task::thread("engine", move || worker.run(orders))
             .map_err(|error| Error::internal("the engine's thread does not start").caused_by(error))?;
+        metrics.backend_queue_capacity(NAME, config.queue);
         let line = Line::new(NAME, "engine.queue", TURNS, config.queue, metrics.clone());
         Ok(Self { line, orders: sender, health, metrics })
     }
@@ -181,7 +182,7 @@ impl Backend for Local {
         Err(Error::new(ErrorKind::Unavailable, message))
     }
 
-    fn waiting(&self) -> usize {
+    fn waiting(&self, _: &Job) -> usize {
         self.line.waiting()
     }
 

@@ -51,7 +51,7 @@ use run::Run;
 use token::Tokens;
 
 pub use config::{BackoffConfig, BreakerConfig, BudgetConfig, Config, Problem};
-pub use endpoint::UrlError;
+pub use endpoint::{UrlError, check_url};
 pub use token::{Secret, TokenError};
 
 /// Backend name and metric label.
@@ -64,8 +64,6 @@ const KEY_QUEUE: &str = "upstream.queue";
 pub struct Upstream {
     shared: Shared,
     groups: BTreeMap<(ModelId, Task), Group>,
-    /// Every endpoint once.
-    endpoints: Vec<Arc<Endpoint>>,
     metrics: Metrics,
 }
 
@@ -164,7 +162,7 @@ impl Upstream {
         }
         metrics.backend_queue_capacity(NAME, endpoints.len() * config.queue);
         let shared = Shared { client, config: config.clone(), tokens, board: Board::new(of_models), instance };
-        Ok(Self { shared, groups, endpoints, metrics })
+        Ok(Self { shared, groups, metrics })
     }
 
     fn group(&self, job: &Job) -> Result<&Group, Error> {
@@ -215,8 +213,8 @@ impl Backend for Upstream {
         }
     }
 
-    fn waiting(&self) -> usize {
-        self.endpoints.iter().map(|endpoint| endpoint.waiting()).sum()
+    fn waiting(&self, job: &Job) -> usize {
+        self.group(job).map_or(0, Group::waiting)
     }
 
     fn run<'a>(&'a self, compute: Compute, writer: &'a mut BodyWriter) -> BoxFuture<'a, Result<(), Error>> {

@@ -77,7 +77,7 @@ fn candidate(backend: &dyn Backend, job: &Job) -> Candidate {
         Some(ModelState::Failed { why, again }) if Instant::now() < *again => Err(why.clone()),
         Some(ModelState::Ready | ModelState::Idle | ModelState::Loading | ModelState::Failed { .. }) => Ok(()),
     };
-    Candidate { name: backend.name(), supported, well, waiting: backend.waiting() }
+    Candidate { name: backend.name(), supported, well, waiting: backend.waiting(job) }
 }
 
 /// A backend's answer must be what was predicted, or it is a bug and never cached.

@@ -133,6 +133,34 @@ async fn a_long_queue_spills_to_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_at_one_models_endpoint_is_nothing_to_another_model() {
+    let (busy, free) = (Origin::start().await, Origin::start().await);
+    let mut config = with_upstream(&[Name::Upstream, Name::Local], busy.decode_url());
+    let upstream = UpstreamUrls { decode: vec![free.decode_url()], ..UpstreamUrls::default() };
+    let mut other = config.models["builtin"].clone();
+    (other.like, other.upstream) = (Some("builtin".to_owned()), Some(upstream));
+    config.models.insert("other".to_owned(), other);
+    (config.route.spill_at, config.upstream.concurrency) = (1, 1);
+    let app = std::sync::Arc::new(TestApp::start(config).await);
+    busy.script([Behaviour::Gated, Behaviour::Gated]);
+    let waiting: Vec<_> = (0..2)
+        .map(|seed| {
+            let app = app.clone();
+            tokio::spawn(async move { maker(&app, seed).await })
+        })
+        .collect();
+    app.until("latentgate_backend_queue_depth", &["backend=\"upstream\""], 1.0).await;
+    let target = "/decode/other?shape=[1,4,8,8]&dtype=float32&output_type=pt";
+    let answer = app.http("POST", target, &[("Accept", "tensor/binary")], &latents(8, 8, 3)).await.whole();
+    assert_eq!(answer.header("cache-status"), Some("latentgate; fwd=miss; stored; detail=upstream"));
+    assert_eq!(maker(&app, 4).await, "local", "its own queue is long");
+    busy.release(2);
+    for asked in waiting {
+        assert_eq!(asked.await.unwrap(), "upstream");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_comes_back_to_where_it_was_is_refused_at_once() {
     // Two of them, each the other's upstream: what the first cannot compute, nobody can.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

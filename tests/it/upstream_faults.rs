@@ -288,7 +288,8 @@ async fn more_than_the_line_takes_is_refused_at_once() {
         () = setup.origin.until_requests(1) => {}
     }
     let (second, third) = tokio::join!(run(), async {
-        while setup.rig.backend.waiting() == 0 {
+        let job = setup.rig.decode(&setup.latents, RAW);
+        while setup.rig.backend.waiting(&job) == 0 {
             tokio::task::yield_now().await;
         }
         let third = run().await;

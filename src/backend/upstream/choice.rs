@@ -66,6 +66,11 @@ impl Group {
         admitted.min_by_key(|&number| (failed.rank(number), self.endpoints[number].load()))
     }
 
+    /// Jobs that wait at the endpoint with the fewest.
+    pub(super) fn waiting(&self) -> usize {
+        self.endpoints.iter().map(|endpoint| endpoint.waiting()).min().unwrap_or_default()
+    }
+
     /// A job has come to an endpoint: the next one begins to look elsewhere.
     pub(super) fn take_turns(&self) {
         self.rotation.fetch_add(1, Ordering::Relaxed);

@@ -51,15 +51,28 @@ pub enum UrlError {
     Credentials,
 }
 
+/// Judges text that is to be the URL of an endpoint.
+pub fn check_url(text: &str) -> Result<(), UrlError> {
+    parse(text).map(drop)
+}
+
+fn parse(text: &str) -> Result<Url, UrlError> {
+    let mut url = Url::parse(text).map_err(|error| UrlError::Unreadable(error.to_string()))?;
+    url.set_fragment(None);
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err(UrlError::Scheme);
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(UrlError::Credentials);
+    }
+    Ok(url)
+}
+
 impl Endpoint {
     /// The endpoint at `text`.
     pub(super) fn new(text: &str, config: &Config, metrics: &Metrics) -> Result<Self, UrlError> {
-        let mut url = Url::parse(text).map_err(|error| UrlError::Unreadable(error.to_string()))?;
-        url.set_fragment(None);
-        let host = url.host_str().filter(|_| matches!(url.scheme(), "http" | "https")).ok_or(UrlError::Scheme)?;
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(UrlError::Credentials);
-        }
+        let url = parse(text)?;
+        let host = url.host_str().unwrap_or_default();
         let label: Arc<str> = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")).into();
         metrics.upstream_known(&label);
         Ok(Self {
@@ -80,10 +93,7 @@ impl Endpoint {
 
     /// Whether it is this URL.
     pub(super) fn is_at(&self, text: &str) -> bool {
-        Url::parse(text).is_ok_and(|mut url| {
-            url.set_fragment(None);
-            url == self.url
-        })
+        parse(text).is_ok_and(|url| url == self.url)
     }
 
     /// Which tokens it may see.

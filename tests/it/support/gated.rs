@@ -168,7 +168,7 @@ impl Backend for Gated {
         Ok(())
     }
 
-    fn waiting(&self) -> usize {
+    fn waiting(&self, _: &latentgate::job::Job) -> usize {
         self.waiting.load(Ordering::SeqCst)
     }
 
