@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Config, Fault};
 use crate::{
-    backend::upstream::Problem,
+    backend::upstream::{self, Problem},
     model::{Endpoints, Family, ModelId, ModelSpec, ModelTable, Task, WeightsSource},
     route,
 };
@@ -79,10 +79,10 @@ impl Config {
                 fault("like", like.clone(), "no model is known by this name");
             }
             for url in model.upstream.iter().flat_map(|upstream| upstream.decode.iter().chain(&upstream.encode)) {
-                if !is_endpoint(url) {
+                if let Err(error) = upstream::check_url(url) {
                     // What is wrong may be a password in it.
                     let shown = url.rsplit_once('@').map_or(url.as_str(), |(_, rest)| rest).to_owned();
-                    fault("upstream", shown, "wanted a URL such as https://host/path, without user and password");
+                    fault("upstream", shown, &error.to_string());
                 }
             }
             if let Some(path) = model.weights.as_ref().filter(|path| !path.exists()) {
@@ -160,14 +160,6 @@ impl ModelConfig {
 /// The model of that very name.
 fn own<'a>(table: &'a ModelTable, name: &str) -> Option<&'a Arc<ModelSpec>> {
     table.get(name).filter(|spec| spec.id.as_str() == name)
-}
-
-fn is_endpoint(url: &str) -> bool {
-    let parsed = url.parse::<http::Uri>();
-    parsed.is_ok_and(|uri| {
-        let has_user = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
-        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some() && !has_user
-    })
 }
 
 /// Text, also where the source made a number of it: an environment variable of digits alone.

@@ -87,7 +87,7 @@ impl HttpFront {
         let mut record = Record::begin(self.0.metrics.clone(), Front::Http, task);
         let mut input = Input::new(body, self.0.times.stall);
         match self.answer(task, model, (&parts, &mut input), &mut record).await {
-            Ok(answer) => answer.respond(record).unwrap_or_else(|error| status::http(&error)),
+            Ok(answer) => answer.respond(record),
             Err(error) => {
                 record.failed(&error);
                 // Not of a client that has said nothing for too long, nor of one that waits for leave to send.

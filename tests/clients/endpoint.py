@@ -8,8 +8,7 @@ the path, it is this endpoint's. Like the hosted service it replies in float16 a
 numbers; unlike it, it computes in float32. Picture models only.
 
 It is made to stand behind a cache: nothing is remembered, every request is computed, and every reply says in its header
-`count` how many POST requests have come so far (GET answers `Ok` and is not counted). With --delay, requests that come
-while another one is answered certainly meet it.
+`count` how many POST requests have come so far (GET answers `Ok` and is not counted).
 """
 import argparse
 import base64
@@ -18,7 +17,6 @@ import io
 import json
 import math
 import threading
-import time
 import urllib.parse
 
 import torch
@@ -180,15 +178,14 @@ def encode(vae, query, accept, content_type, body):
 class Endpoint(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
-    def __init__(self, port, vae, task, delay):
+    def __init__(self, port, vae, task):
         super().__init__(("127.0.0.1", port), Handler)
-        self.vae, self.task, self.delay = vae, task, delay
+        self.vae, self.task = vae, task
         self.count, self.counting, self.computing = 0, threading.Lock(), threading.Lock()
 
     def answer(self, path, headers, body):
         with self.counting:
             self.count += 1
-        time.sleep(self.delay)
         query = Query(urllib.parse.urlsplit(path).query)
         media = [media_type(headers[name]) for name in ("Accept", "Content-Type")]
         with self.computing, torch.inference_mode():
@@ -234,11 +231,10 @@ def main():
     ap.add_argument("--model", required=True, help="the folder of a checkpoint")
     ap.add_argument("--task", required=True, choices=["decode", "encode"])
     ap.add_argument("--port", type=int, required=True, help="0 is any that is free")
-    ap.add_argument("--delay", type=float, default=0, help="seconds to wait before each request is computed")
     args = ap.parse_args()
     torch.set_num_threads(1)  # who asks has the other core
     task = {"decode": decode, "encode": encode}[args.task]
-    server = Endpoint(args.port, reference.load(args.model), task, args.delay)
+    server = Endpoint(args.port, reference.load(args.model), task)
     print(server.server_port, flush=True)
     server.serve_forever()
 

@@ -14,6 +14,7 @@ use crate::{
     front::{
         lease::{Frames, Lease, TakenBack},
         record::Record,
+        status,
     },
     hf::{self, Accept, Base64Reply, ReplyHead, Representation},
     job::CachePolicy,
@@ -64,14 +65,20 @@ impl Answer {
         Ok(Self { reply, meta, wishes, deadline, stall, received })
     }
 
-    pub(super) fn respond(self, record: Record) -> Result<Response<Body>, Error> {
-        let head = self.head()?;
+    pub(super) fn respond(self, mut record: Record) -> Response<Body> {
+        let head = match self.head() {
+            Ok(head) => head,
+            Err(error) => {
+                record.failed(&error);
+                return status::http(&error);
+            }
+        };
         let (overdue, times) = (record.overdue(), (self.deadline, self.stall));
         let frames: Frames = match self.wishes.representation {
             Representation::Raw => Box::pin(self.frames(record)),
             Representation::Base64 => Box::pin(self.base64_frames(record)),
         };
-        Ok(head.map(|()| Body::new(Lease::new(frames, TakenBack::BrokenOff, overdue, times))))
+        head.map(|()| Body::new(Lease::new(frames, TakenBack::BrokenOff, overdue, times)))
     }
 
     fn head(&self) -> Result<Response<()>, Error> {
