@@ -123,28 +123,46 @@ impl BodyWriter {
         Ok(())
     }
 
-    /// Ends the body as whole. `fill` runs before any reader can see the end, so that whoever has the whole answer can
-    /// count on finding it where `fill` put it. Fewer bytes than announced are a failure, not a short success.
+    /// Ends the body as whole for its readers, while the writer goes on to judge whether it is to be kept: what comes
+    /// after, [`BodyWriter::finish`] or [`BodyWriter::fail`], decides that alone. Gives the slices.
+    pub fn seal(&self) -> Result<Vec<Bytes>, Error> {
+        let (_, seal) = self.whole()?;
+        self.body.close(End::Complete(seal));
+        Ok(self.body.0.grown.lock().slices.clone())
+    }
+
+    /// Ends the body as whole. `fill` runs before any reader can see the end, unless it has been sealed before: whoever
+    /// has the whole answer can count on finding it where `fill` put it. Fewer bytes than announced are a failure, not a
+    /// short success.
     pub fn finish(self, fill: impl FnOnce(&Meta, Seal, &Body)) -> Result<Seal, Error> {
-        let seal = Seal { length: self.length, digest: *self.hasher.finalize().as_bytes() };
-        match self.body.meta() {
-            Some(meta) if meta.length == self.length => {
+        match self.whole() {
+            Ok((meta, seal)) => {
                 fill(meta, seal, &self.body);
                 self.body.close(End::Complete(seal));
                 Ok(seal)
             }
-            announced => {
-                let wanted = announced.map_or(0, |meta| meta.length);
-                let error = Error::internal(format!("{} bytes made, {wanted} announced", self.length));
+            Err(error) => {
                 self.fail(error.clone());
                 Err(error)
             }
         }
     }
 
-    /// Ends the body with an error that every reader gets.
+    /// Ends the body with an error that every reader gets, unless it has been sealed.
     pub fn fail(self, error: Error) {
         self.body.close(End::Failed(error));
+    }
+
+    /// What seals the body, if all that was announced is there.
+    fn whole(&self) -> Result<(&Meta, Seal), Error> {
+        let seal = Seal { length: self.length, digest: *self.hasher.finalize().as_bytes() };
+        match self.body.meta() {
+            Some(meta) if meta.length == self.length => Ok((meta, seal)),
+            announced => {
+                let wanted = announced.map_or(0, |meta| meta.length);
+                Err(Error::internal(format!("{} bytes made, {wanted} announced", self.length)))
+            }
+        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! The two ways of a pair: straight to the endpoint, and through the proxy.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use half::f16;
+use tokio::time::sleep;
 
 use crate::{
     Ends, Form, Model,
@@ -15,6 +18,9 @@ const SMALL: [usize; 4] = [1, 4, 64, 64];
 
 /// Latents of 2048x2136 pixels, of which the decoder's numbers are 25 MiB.
 pub(crate) const LARGE: [usize; 4] = [1, 4, 256, 267];
+
+/// Before each call: the proxy proves a picture after its reader has it, and that is not to be in the next call.
+const SETTLE: Duration = Duration::from_millis(4);
 
 /// One decode.
 pub(crate) struct Input {
@@ -57,21 +63,30 @@ impl Ways {
 
     /// So many pairs, each of a latent of its own.
     pub(crate) async fn pairs(&mut self, answers: &Answers, count: usize) -> anyhow::Result<Pairs> {
-        let (form, expected) = (self.form, answers.expected(self.form));
         let mut pairs = Pairs::default();
         for _ in 0..count {
-            let input = Input::new(form.latents());
+            let input = Input::new(self.form.latents());
             let (direct, through);
             if fastrand::bool() {
-                direct = self.direct.decode(form, &input, expected).await?;
-                through = self.through.decode(form, &input, expected).await?;
+                direct = self.direct(&input, answers).await?;
+                through = self.through(&input, answers).await?;
             } else {
-                through = self.through.decode(form, &input, expected).await?;
-                direct = self.direct.decode(form, &input, expected).await?;
+                through = self.through(&input, answers).await?;
+                direct = self.direct(&input, answers).await?;
             }
             pairs.add(direct, through);
         }
         Ok(pairs)
+    }
+
+    async fn direct(&mut self, input: &Input, answers: &Answers) -> anyhow::Result<Took> {
+        sleep(SETTLE).await;
+        self.direct.decode(self.form, input, answers.expected(self.form)).await
+    }
+
+    async fn through(&mut self, input: &Input, answers: &Answers) -> anyhow::Result<Took> {
+        sleep(SETTLE).await;
+        self.through.decode(self.form, input, answers.expected(self.form)).await
     }
 }
 

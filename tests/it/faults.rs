@@ -129,9 +129,31 @@ async fn one_fault_before_the_first_byte_is_not_even_noticed() {
         faults.origin.script([behaviour.clone()]);
         let came = faults.ask(form, seed).await;
         assert!(matches!(came, Ok(Source::Computed)), "{form:?} {behaviour:?}: {came:?}");
+        // A picture is kept when its pixels are proved, a little after its readers have it.
+        faults.app.until_idle().await;
         assert_eq!(faults.ask(form, seed).await.unwrap(), Source::Memory, "{form:?} {behaviour:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_picture_that_nobody_can_decode_is_counted_against_its_endpoint_and_never_kept() {
+    let mut config = patient();
+    config.upstream.breaker.failures = 3;
+    let faults = Faults::start(config).await;
+    faults.origin.script([Behaviour::Undecodable, Behaviour::Unsized, Behaviour::Undecodable, Behaviour::Undecodable]);
+    let ask = |seed| faults.client.decode(spec(Form::Png), latents(8, 8, seed));
+    let spoilt = ask(1).await.unwrap();
+    assert_eq!(spoilt.source(), Source::Computed);
+    assert_ne!(spoilt.bytes(), right(Form::Png, 1));
     faults.app.until_idle().await;
+    assert_eq!(faults.attempts("wrong_reply").await, 1.0);
+    assert_eq!(faults.ask(Form::Png, 1).await.unwrap(), Source::Computed, "asked for anew");
+    for _ in 0..2 {
+        ask(2).await.unwrap();
+        faults.app.until_idle().await;
+    }
+    assert_eq!((faults.origin.count(), faults.attempts("wrong_reply").await), (4, 3.0));
+    assert_eq!(faults.ask(Form::Png, 1).await.unwrap(), Source::Memory);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -251,6 +273,7 @@ async fn a_circuit_opens_and_closes_and_what_is_cached_is_served_all_the_while()
     tokio::time::advance(open_time).await;
     tokio::time::resume();
     assert_eq!(faults.ask(Form::Png, 5).await.unwrap(), Source::Computed);
+    faults.app.until_idle().await;
     assert_eq!((circuit().await, faults.origin.count()), (0.0, 5));
 }
 

@@ -2,8 +2,9 @@
 //!
 //! Whatever is published can be read by a waiter at once, and a whole body is cached for good; so nothing is published
 //! before the head fits the prediction and the first bytes are of the right kind, and a body that turns out wrong later
-//! fails, and is never whole. Judged are labels, lengths, the frames of files, whether a picture's pixels can be decoded,
-//! and whether every number is one: NaN and infinity are no answer here, as they are none of the local engine.
+//! fails, and is never whole. Judged are labels, lengths, the frames of files, and whether every number is one: NaN and
+//! infinity are no answer here, as they are none of the local engine. Whether a picture's pixels can be decoded takes
+//! longer than the rest together, and is judged of the whole file before it is kept ([`Pixels`]).
 
 use bytes::Bytes;
 
@@ -21,6 +22,7 @@ mod png;
 use finite::FiniteCheck;
 use mp4::Mp4Check;
 use png::PngCheck;
+pub(super) use png::Pixels;
 
 /// What the body of a reply must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,13 +156,6 @@ impl Checker {
             Form::Mp4 { .. } => Frames::Mp4(Mp4Check::new()),
         };
         Self { length: judged.length, most: judged.most, seen: 0, frames }
-    }
-
-    /// Leaves the pixels of a picture to whoever decodes it.
-    pub(super) fn leave_pixels(&mut self) {
-        if let Frames::Png(check) = &mut self.frames {
-            check.leave_pixels();
-        }
     }
 
     /// Judges the next piece.

@@ -13,9 +13,9 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     NAME,
     attempt::Reply,
-    check::{Checker, WrongReply},
+    check::{Checker, Pixels, WrongReply},
     failure::Failure,
-    plan::Unfinished,
+    plan::{Finish, Unfinished},
 };
 use crate::{
     body::BodyWriter,
@@ -93,16 +93,28 @@ impl<'a> Delivery<'a> {
             self.tell(checker.seen(), length);
         }
         checker.end().map_err(|wrong| reply.wrong(&wrong))?;
-        self.append(joiner.small.freeze())
+        self.append(joiner.small.freeze())?;
+        self.prove(&reply).await
+    }
+
+    /// Judges of a whole file what would take longer than anybody should wait for: whether a picture's pixels can be
+    /// decoded. Its checksums have shown that every byte is what the endpoint wrote, so its readers may have the end; it
+    /// is kept only if it holds.
+    async fn prove(&mut self, reply: &Reply<'_>) -> Result<(), Failure> {
+        let Some(mut pixels) = Pixels::of(&reply.plan().form) else { return Ok(()) };
+        let file = self.writer.seal().map_err(Failure::internal)?;
+        let proved = task::blocking(move || {
+            file.iter().try_for_each(|slice| pixels.feed(slice))?;
+            pixels.end()
+        });
+        let panicked = |panic| Failure::internal(Error::internal("proving a reply panicked").caused_by(panic));
+        proved.await.map_err(panicked)?.map_err(|wrong| reply.wrong(&wrong))
     }
 
     /// Reads the reply whole, makes the answer of it, and publishes that.
     async fn finish(&mut self, mut reply: Reply<'_>) -> Result<(), Failure> {
         let plan = reply.plan();
         let mut checker = Checker::new(&plan.form, &reply.judged);
-        if !plan.finish.is_nothing(reply.judged.dtype) {
-            checker.leave_pixels();
-        }
         let mut body = BytesMut::with_capacity(reply.judged.length.unwrap_or_default() as usize);
         let mut computed = None;
         while let Some(piece) = reply.next().await? {
@@ -132,7 +144,7 @@ impl<'a> Delivery<'a> {
             self.append(bytes.split_to(bytes.len().min(SLICE_BYTES)))?;
             tokio::task::yield_now().await;
         }
-        Ok(())
+        if finish == Finish::None { self.prove(&reply).await } else { Ok(()) }
     }
 
     fn begin(&mut self, reply: &Reply<'_>, length: u64, [computed, rendered]: [Duration; 2]) -> Result<(), Failure> {

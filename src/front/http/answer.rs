@@ -115,8 +115,7 @@ impl Answer {
     }
 
     /// The bytes, as slices of the artifact. A body has no trailer: its length is what tells a client that it is whole, so
-    /// the slice that completes the length waits for the seal. What turns out bad at its very end never looks whole, and
-    /// who has a whole answer will find it in memory.
+    /// the slice that completes the length waits for the seal. What turns out bad at its very end never looks whole.
     fn frames(self, mut record: Record) -> impl Stream<Item = Result<Frame<Bytes>, Error>> + Send {
         async_stream::stream! {
             // The whole of it moves in: permit and waiter live as long as the body, not as long as the fields used below.

@@ -47,6 +47,8 @@ pub enum Behaviour {
     Nan(usize),
     /// The right answer with this byte of the body flipped.
     Flip(usize),
+    /// A PNG whose frame is right and whose pixels nobody can decode.
+    Undecodable,
     /// The right answer in pieces of so many bytes.
     Trickle(usize),
     /// The right answer, its length not said: the connection's end is the body's.
@@ -292,6 +294,7 @@ async fn behave(stream: &mut TcpStream, behaviour: Behaviour, asked: &Asked, sha
         Behaviour::Coded(status) => answer.status = status,
         Behaviour::Nan(at) => answer.body[at..at + 2].copy_from_slice(&[0, 0x7e]),
         Behaviour::Flip(at) => answer.body[at] ^= 0x10,
+        Behaviour::Undecodable => answer.spoil_pixels(),
         Behaviour::Trickle(bytes) => pieces = bytes,
         Behaviour::Unsized => {
             answer.headers.retain(|(name, _)| name != "content-length");

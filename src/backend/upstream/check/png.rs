@@ -1,11 +1,12 @@
-//! A PNG: signature, header, every chunk's checksum, the end, and whether its pixels can be decoded.
+//! A PNG: signature, header, every chunk's checksum, the end; and, apart, whether its pixels can be decoded.
 //!
 //! The checksums cover every byte between the signature and the end, so a file that passes is the one that the endpoint
-//! wrote; and its pixels are inflated besides (`inflate.rs`), unless they are to be decoded here anyway.
+//! wrote: that is judged as it comes. Inflating its pixels (`inflate.rs`) costs ten times that, and is done afterwards.
 
+use bytes::Bytes;
 use crc32fast::Hasher;
 
-use super::{Gather, WrongReply, inflate::Inflate};
+use super::{Form, Gather, WrongReply, inflate::Inflate};
 
 const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 
@@ -26,9 +27,12 @@ pub(super) struct PngCheck {
     gather: Gather,
     crc: Hasher,
     has_pixels: bool,
-    /// None where somebody else judges the pixels.
+    /// None where they are judged later, or by whoever decodes them.
     pixels: Option<Inflate>,
 }
+
+/// Judges whether the pixels of a whole PNG can be decoded. Work for a blocking thread.
+pub(in super::super) struct Pixels(PngCheck);
 
 /// What comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +64,7 @@ enum Kind {
 impl PngCheck {
     pub(super) fn new(width: u32, height: u32) -> Self {
         let (at, gather, crc) = (At::Signature, Gather::default(), Hasher::new());
-        Self { width, height, at, gather, crc, has_pixels: false, pixels: Some(Inflate::new(width, height)) }
+        Self { width, height, at, gather, crc, has_pixels: false, pixels: None }
     }
 
     pub(super) fn feed(&mut self, mut piece: &[u8]) -> Result<(), WrongReply> {
@@ -76,11 +80,6 @@ impl PngCheck {
             }
         }
         Ok(())
-    }
-
-    /// Leaves the pixels to somebody else.
-    pub(super) fn leave_pixels(&mut self) {
-        self.pixels = None;
     }
 
     /// Whether signature and header have been found right.
@@ -162,6 +161,25 @@ impl PngCheck {
         }
         self.at = if kind == Kind::Last { At::Nothing } else { At::Chunk };
         Ok(())
+    }
+}
+
+impl Pixels {
+    /// Of a reply of such a form; none where it is no PNG.
+    pub(in super::super) fn of(form: &Form) -> Option<Self> {
+        let Form::Png { width, height, .. } = *form else { return None };
+        let pixels = Some(Inflate::new(width, height));
+        Some(Self(PngCheck { pixels, ..PngCheck::new(width, height) }))
+    }
+
+    /// Judges the next piece of the file.
+    pub(in super::super) fn feed(&mut self, piece: &Bytes) -> Result<(), WrongReply> {
+        self.0.feed(piece)
+    }
+
+    /// Judges the end.
+    pub(in super::super) fn end(&self) -> Result<(), WrongReply> {
+        self.0.end()
     }
 }
 

@@ -72,6 +72,17 @@ impl Answer {
         self.set("content-length", &bytes.to_string());
     }
 
+    /// Pixels that cannot be inflated in the frame of the PNG's, checksums and all.
+    pub fn spoil_pixels(&mut self) {
+        let chunk = |name: &[u8; 4], data: &[u8]| {
+            let named = [&name[..], data].concat();
+            [&(data.len() as u32).to_be_bytes(), &named[..], &crc32fast::hash(&named).to_be_bytes()].concat()
+        };
+        let head = &self.body[..8 + 12 + 13];
+        self.body = [head, &chunk(b"IDAT", b"no pixels at all"), &chunk(b"IEND", b"")].concat();
+        self.resize(self.body.len());
+    }
+
     /// Writes the body in chunks instead of saying its length.
     pub fn chunk(&mut self, bytes: usize) {
         self.headers.retain(|(name, _)| name != "content-length");
