@@ -61,11 +61,14 @@ fn widen(data: &[u8], from: DType) -> Bytes {
     let mut out = Vec::with_capacity(data.len() * 2);
     let mut bits = [0u16; BLOCK];
     let mut wide = [0f32; BLOCK];
+    let mut bytes = [[0u8; 4]; BLOCK];
     for block in data.as_chunks::<2>().0.chunks(BLOCK) {
         let (bits, wide) = (&mut bits[..block.len()], &mut wide[..block.len()]);
         bits.iter_mut().zip(block).for_each(|(to, &b)| *to = u16::from_le_bytes(b));
         widen_block(bits, wide, from);
-        out.extend(wide.iter().flat_map(|v| v.to_le_bytes()));
+        let bytes = &mut bytes[..block.len()];
+        bytes.iter_mut().zip(&*wide).for_each(|(to, v)| *to = v.to_le_bytes());
+        out.extend_from_slice(bytes.as_flattened());
     }
     out.into()
 }

@@ -195,6 +195,8 @@ pub struct Job {
     pub scaling: Scaling,
     /// What is to be computed.
     pub work: Work,
+    input_digest: [u8; 32],
+    narrow: Option<Tensor>,
 }
 
 // === impl Output ===
@@ -257,9 +259,44 @@ impl Spec {
     }
 }
 
+// === impl Work ===
+
+impl Work {
+    /// The canonical input.
+    pub const fn input(&self) -> &Tensor {
+        match self {
+            Self::Decode { latents, .. } => latents,
+            Self::Encode { pixels, .. } => pixels,
+        }
+    }
+}
+
 // === impl Job ===
 
 impl Job {
+    /// A job of canonical work, whose input is hashed here.
+    pub fn new(model: Arc<ModelSpec>, scaling: Scaling, work: Work) -> Self {
+        let input_digest = *blake3::hash(work.input().data()).as_bytes();
+        Self { model, scaling, work, input_digest, narrow: None }
+    }
+
+    /// BLAKE3 of the canonical input's bytes.
+    pub const fn input_digest(&self) -> &[u8; 32] {
+        &self.input_digest
+    }
+
+    /// The latents in the 16-bit type that they came in, where they did: the same numbers in half the bytes, for whoever
+    /// sends them on.
+    pub const fn narrow_latents(&self) -> Option<&Tensor> {
+        self.narrow.as_ref()
+    }
+
+    /// The same decode in another form; none for encodes.
+    pub fn with_output(&self, output: Output) -> Option<Self> {
+        let Work::Decode { latents, .. } = &self.work else { return None };
+        Some(Self { work: Work::Decode { latents: latents.clone(), output }, ..self.clone() })
+    }
+
     /// Which task it is.
     pub const fn task(&self) -> Task {
         match self.work {
@@ -278,10 +315,7 @@ impl Job {
 
     /// The canonical input.
     pub const fn input(&self) -> &Tensor {
-        match &self.work {
-            Work::Decode { latents, .. } => latents,
-            Work::Encode { pixels, .. } => pixels,
-        }
+        self.work.input()
     }
 }
 

@@ -211,7 +211,7 @@ impl Pipeline {
         if let Some((key, artifact)) = self.remembered(&alias, policy) {
             return Ok(Reply::hit(key, &artifact, permit));
         }
-        let Read { key, job, held } = self.read(checked, data, held).await?;
+        let Read { key, job, held } = self.read(checked, (data, digest), held).await?;
         self.0.aliases.insert(alias, key);
         match policy {
             CachePolicy::OnlyIfCached => self.only_if_cached(key, permit),

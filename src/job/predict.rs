@@ -26,7 +26,8 @@ pub struct Predicted {
 impl Job {
     /// The prediction. Sizes were within the limits when the job was made.
     pub fn predicted(&self) -> Result<Predicted, Error> {
-        let input = self.input().data().len() as u64;
+        let narrow = self.narrow_latents().map_or(0, |narrow| narrow.data().len());
+        let input = (self.input().data().len() + narrow) as u64;
         match &self.work {
             Work::Decode { latents, output } => self.predict_decode(latents.shape(), *output, input),
             Work::Encode { pixels, dtype, .. } => self.predict_encode(pixels.shape(), pixels.dtype(), *dtype, input),

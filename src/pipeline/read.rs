@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use super::Pipeline;
 use crate::{
     admission::Reservation,
+    cache::alias::InputDigest,
     error::Error,
     job::{Checked, Job, Spec},
     key::ContentKey,
@@ -40,14 +41,19 @@ impl Pipeline {
     /// Off the async threads unless it is tiny; a picture file always, since its size says nothing about its pixels. The
     /// memory of the input as sent, `sent`, and of what is made of it is counted until the work is over, also when nobody
     /// waits for it any more.
-    pub(super) async fn read(&self, checked: Checked, data: Bytes, sent: Reservation) -> Result<Read, Error> {
+    pub(super) async fn read(
+        &self,
+        checked: Checked,
+        (data, digest): (Bytes, InputDigest),
+        sent: Reservation,
+    ) -> Result<Read, Error> {
         let inline = data.len() <= INLINE_BYTES && matches!(checked.spec(), Spec::Decode(_));
         let gate = self.0.parts.gate.clone();
         let work = move || {
             let needed = checked.canonical_bytes(&data)?;
             gate.check(sent.bytes().saturating_add(needed))?;
             let held = gate.reserve(needed)?;
-            let job = checked.canonicalise(data)?;
+            let job = checked.canonicalise_hashed(data, digest)?;
             Ok(Read { key: ContentKey::of(&job), job, held })
         };
         if inline {

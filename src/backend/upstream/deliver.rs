@@ -82,13 +82,18 @@ impl<'a> Delivery<'a> {
             if !checker.is_convinced() {
                 continue;
             }
-            if !self.is_published {
+            let is_first = !self.is_published;
+            if is_first {
                 self.begin(&reply, length, [computed, Duration::ZERO])?;
             }
             for piece in held.drain(..) {
                 for slice in joiner.join(piece).into_iter().flatten() {
                     self.append(slice)?;
                 }
+            }
+            if is_first {
+                // Readers have waited for this: they come before the pieces that are there already.
+                tokio::task::yield_now().await;
             }
             self.tell(checker.seen(), length);
         }

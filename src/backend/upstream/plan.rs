@@ -68,7 +68,12 @@ pub(super) enum Unfinished {
 }
 
 impl Plan {
-    /// The exchange for `job`. Works through every byte of the input: off the async threads.
+    /// Whether [`Plan::of`] is made without working through the input.
+    pub(super) const fn is_at_hand(job: &Job) -> bool {
+        job.narrow_latents().is_some()
+    }
+
+    /// The exchange for `job`. May work through every byte of the input: then off the async threads.
     pub(super) fn of(job: &Job) -> Result<Self, Error> {
         let predicted = job.predicted()?;
         match &job.work {
@@ -97,7 +102,7 @@ impl Plan {
             Accept::Text => Form::Mp4 { most: predicted.bytes },
             _ => Form::Tensor { shape: predicted.shape.clone(), is_bytes: output == Output::Uint8 },
         };
-        let latents = narrowest(latents);
+        let latents = job.narrow_latents().cloned().unwrap_or_else(|| narrowest(latents));
         let parameters = Parameters {
             shape: Some(latents.shape().clone()),
             dtype: Some(latents.dtype()),

@@ -110,9 +110,13 @@ impl<'a> Run<'a> {
         let (turn, waited) = self.group.get(number).turn().await?;
         delivery.queued += waited;
         let job = self.job.clone();
-        let plan = task::blocking(move || Plan::of(&job))
-            .await
-            .map_err(|panic| Error::internal("preparing a request panicked").caused_by(panic))??;
+        let plan = if Plan::is_at_hand(&job) {
+            Plan::of(&job)?
+        } else {
+            task::blocking(move || Plan::of(&job))
+                .await
+                .map_err(|panic| Error::internal("preparing a request panicked").caused_by(panic))??
+        };
         Ok(Seat { number, plan, _turn: turn })
     }
 

@@ -25,12 +25,12 @@ fn latents(dims: &[usize]) -> Tensor {
 
 fn decode(name: &str, latents: Tensor, output: Output) -> Plan {
     let scaling = Scaling::new(0.182_15, 0.0);
-    Plan::of(&Job { model: model(name), scaling, work: Work::Decode { latents, output } }).unwrap()
+    Plan::of(&Job::new(model(name), scaling, Work::Decode { latents, output })).unwrap()
 }
 
 fn encode(pixels: Tensor, scaling: Scaling) -> Plan {
     let work = Work::Encode { pixels, mode: EncodeMode::Mean, dtype: DType::F16 };
-    Plan::of(&Job { model: model("flux"), scaling, work }).unwrap()
+    Plan::of(&Job::new(model("flux"), scaling, work)).unwrap()
 }
 
 fn u8_pixels(n: usize) -> Tensor {
