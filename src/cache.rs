@@ -1,4 +1,5 @@
 //! Places artifacts live, and the map that leads to them from a spelling.
 
 pub mod alias;
+pub mod disk;
 pub mod memory;

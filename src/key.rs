@@ -59,6 +59,11 @@ impl ContentKey {
         Self(*key.0.finalize().as_bytes())
     }
 
+    /// The key with this digest, which somebody wrote down: a file's name, an envelope.
+    pub const fn from_bytes(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
+
     /// The digest.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
