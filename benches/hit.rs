@@ -74,7 +74,7 @@ async fn in_process(pipeline: &Pipeline, spec: &Spec, data: &Bytes) -> Outcome {
         std::hint::black_box(slice);
     }
     reply.reader.seal().await.expect("a whole answer");
-    reply.outcome
+    reply.outcome()
 }
 
 fn measure_over_grpc(criterion: &mut Criterion, runtime: &Runtime, url: &str, data: &Bytes) {

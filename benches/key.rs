@@ -31,7 +31,7 @@ fn keys(criterion: &mut Criterion) {
     ] {
         let job = job(&spec);
         group.throughput(Throughput::Bytes(job.input().data().len() as u64));
-        group.bench_function(name, |bencher| bencher.iter(|| ContentKey::of(black_box(&job))));
+        group.bench_function(name, |bencher| bencher.iter(|| ContentKey::of(black_box(&job), "")));
     }
     group.finish();
 }

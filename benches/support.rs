@@ -18,7 +18,7 @@ use latentgate::{
     metrics::Metrics,
     model::{BUILTIN, ModelTable},
     picture::{self, PictureLimits},
-    pipeline::{Parts, Pipeline, Request, Routes},
+    pipeline::{Keep, Parts, Pipeline, Request, Routes},
     tensor::{DType, Shape, Tensor},
 };
 
@@ -80,6 +80,9 @@ pub(crate) fn pipeline(backend: Arc<dyn Backend>) -> Pipeline {
     let (metrics, models) = (Metrics::new(), ModelTable::known());
     let by_model = models.iter().map(|spec| spec.id.clone()).zip(std::iter::repeat(vec![backend])).collect();
     Pipeline::new(Parts {
+        tiers: Vec::new(),
+        keep: Keep::Requested,
+        namespace: String::new(),
         models,
         limits: LIMITS,
         gate: Gate::new(1024, 1 << 30, metrics.clone()),

@@ -11,8 +11,12 @@ use crate::{
         Backend,
         upstream::{self, Upstream},
     },
-    cache::memory::Memory,
-    config::Config,
+    cache::{
+        disk::{self, Disk},
+        fill::Fill,
+        memory::Memory,
+    },
+    config::{self, Config},
     front::{
         Times,
         admin::{Admin, Readiness},
@@ -47,6 +51,7 @@ pub struct App {
     readiness: watch::Sender<Readiness>,
     draining: CancellationToken,
     health: tonic_health::server::HealthReporter,
+    fills: Vec<Fill>,
     grace: Duration,
 }
 
@@ -86,6 +91,9 @@ pub enum StartError {
     /// The data port's certificate and key are not usable.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
+    /// The disk tier's folder cannot be had.
+    #[error(transparent)]
+    Disk(#[from] disk::OpenError),
     /// Anything else.
     #[error(transparent)]
     Other(#[from] crate::error::Error),
@@ -120,15 +128,18 @@ impl App {
         let routes = routes(&config, &models, &first, &configured);
         let backends: Vec<_> = first.into_iter().chain(configured).collect();
         let memory = Memory::new(&config.cache.memory, metrics.clone());
+        let disk = open_disk(&config.cache.disk, &metrics).await?;
+        let fill =
+            |disk: &Disk| Fill::start(Arc::new(disk.clone()), config.cache.disk.queue.as_u64(), metrics.clone());
+        let fills: Vec<_> = disk.as_ref().map(fill).into_iter().collect();
         let pipeline = Pipeline::new(Parts {
             models,
-            limits: Limits {
-                max_pixels: config.limits.max_pixels,
-                max_batch: config.limits.max_batch,
-                max_input_bytes: config.limits.max_input.as_u64(),
-            },
+            limits: limits(&config.limits),
             gate: Gate::new(config.admission.max_requests, config.admission.memory.as_u64(), metrics.clone()),
             memory: memory.clone(),
+            tiers: fills.clone(),
+            keep: config.cache.keep,
+            namespace: config.cache.namespace.clone(),
             keep_from: config.flight.keep_from,
             flight_deadline: config.flight.time,
             routes,
@@ -138,7 +149,8 @@ impl App {
         let draining = CancellationToken::new();
         let (health, data_router) = data_router(&config, &pipeline, &metrics, &draining)?;
         let (readiness, watched) = watch::channel(Readiness::NotReady(vec!["starting".to_owned()]));
-        let admin_router = Admin { metrics: metrics.clone(), memory, readiness: watched }.router();
+        let admin_router =
+            Admin { metrics: metrics.clone(), memory, disk, fills: fills.clone(), readiness: watched }.router();
         Ok(Self {
             data: data.with(data_router),
             admin: admin.with(admin_router),
@@ -150,6 +162,7 @@ impl App {
             readiness,
             draining,
             health,
+            fills,
             grace: config.shutdown.grace,
         })
     }
@@ -167,7 +180,7 @@ impl App {
     /// Serves until `stop` is cancelled; then not ready, no new connections, open requests finish within the grace
     /// period, end.
     pub async fn serve(self, stop: CancellationToken) {
-        let Self { data, admin, metrics, required, backends, readiness, draining, health, grace, .. } = self;
+        let Self { data, admin, metrics, required, backends, readiness, draining, health, fills, grace, .. } = self;
         let watching =
             task::spawn(tracing::Span::none(), readiness::keep(required, backends, readiness, health, stop.clone()));
         let upkeep = task::spawn(tracing::Span::none(), async move {
@@ -186,12 +199,18 @@ impl App {
             draining.cancel();
         });
         data.serve(stop, grace).await;
+        write_what_waits(&fills, grace).await;
         admin_stop.cancel();
         if let Err(error) = admin.join().await {
             tracing::error!(%error, "the admin listener panicked");
         }
         drop((watching, upkeep, draining));
     }
+}
+
+fn limits(config: &config::Limits) -> Limits {
+    let (max_pixels, max_batch, max_input_bytes) = (config.max_pixels, config.max_batch, config.max_input.as_u64());
+    Limits { max_pixels, max_batch, max_input_bytes }
 }
 
 /// Names of the features this binary was built with.
@@ -213,6 +232,24 @@ fn internal(what: &str, source: impl std::error::Error + Send + Sync + 'static) 
 
 async fn bind(key: &'static str, address: SocketAddr, max_connections: usize) -> Result<Listener, StartError> {
     Listener::bind(key, address, max_connections).await.map_err(|source| StartError::Bind { key, address, source })
+}
+
+/// The disk tier, if there is to be one.
+async fn open_disk(config: &disk::Config, metrics: &Metrics) -> Result<Option<Disk>, StartError> {
+    let Some(path) = config.path.clone() else { return Ok(None) };
+    let (config, metrics) = (config.clone(), metrics.clone());
+    let opened = task::blocking(move || Disk::open(path, &config, metrics)).await;
+    Ok(Some(opened.map_err(|panic| internal("opening the disk tier panicked", panic))??))
+}
+
+/// What was answered and waits for a tier is written before the end, within the grace period.
+async fn write_what_waits(fills: &[Fill], grace: Duration) {
+    for fill in fills {
+        if tokio::time::timeout(grace, fill.drain()).await.is_err() {
+            let tier = fill.tier().name().label();
+            tracing::warn!(tier, ?grace, "not everything that waited to be written was; it will be made anew");
+        }
+    }
 }
 
 /// The data port: the service, health, reflection, as gRPC and as gRPC-web.

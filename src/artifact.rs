@@ -1,26 +1,56 @@
-//! Artifacts: what a job comes to. Metadata, a whole body, the seal that proves it.
+//! Artifacts: what a job comes to. Whose result it is, metadata, a whole body, the seal that proves it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
+
+use bytes::Bytes;
 
 use crate::{
     body::{Body, BodyReader, Seal},
+    key::ContentKey,
     meta::Meta,
+    model::{ModelId, Task},
 };
+
+pub mod envelope;
 
 /// A result: immutable, shared by tiers and waiters, never copied between them.
 #[derive(Clone)]
 pub struct Artifact {
+    subject: Subject,
     meta: Meta,
     seal: Seal,
     body: Body,
+}
+
+/// Whose result an artifact is, and of when: what operators sort and purge by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// Names the request.
+    pub key: ContentKey,
+    /// Whose weights.
+    pub model: ModelId,
+    /// Which task.
+    pub task: Task,
+    /// When it was made.
+    pub made: SystemTime,
 }
 
 // === impl Artifact ===
 
 impl Artifact {
     /// The artifact of a body that is whole: what [`BodyWriter::finish`](crate::body::BodyWriter::finish) hands out.
-    pub fn of(meta: &Meta, seal: Seal, body: &Body) -> Arc<Self> {
-        Arc::new(Self { meta: meta.clone(), seal, body: body.clone() })
+    pub fn of(subject: Subject, meta: &Meta, seal: Seal, body: &Body) -> Arc<Self> {
+        Arc::new(Self { subject, meta: meta.clone(), seal, body: body.clone() })
+    }
+
+    /// Names the request.
+    pub fn key(&self) -> &ContentKey {
+        &self.subject.key
+    }
+
+    /// Whose result it is.
+    pub fn subject(&self) -> &Subject {
+        &self.subject
     }
 
     /// What the bytes are.
@@ -38,10 +68,45 @@ impl Artifact {
         self.body.reader()
     }
 
+    /// Its bytes, in the slices they were made in.
+    pub fn slices(&self) -> Vec<Bytes> {
+        self.body.slices()
+    }
+
     /// Bytes this artifact keeps in memory: its payload and what stands around it.
     pub fn weight(&self) -> u64 {
         /// Key, metadata, the body's and the map's own structures: measured at about 700 bytes, rounded up.
         const OVERHEAD_BYTES: u64 = 1024;
         self.seal.length + OVERHEAD_BYTES
+    }
+}
+
+// === impl Subject ===
+
+impl Subject {
+    /// Whether it is older than it may get at `now`. A clock that was set back makes nothing old.
+    pub fn is_expired(&self, time_to_live: Option<std::time::Duration>, now: SystemTime) -> bool {
+        let age = now.duration_since(self.made).unwrap_or_default();
+        time_to_live.is_some_and(|most| age >= most)
+    }
+}
+
+#[cfg(test)]
+impl Artifact {
+    /// An artifact of these bytes under the sample key of a number.
+    pub(crate) fn sample(n: u8, bytes: impl Into<Bytes>) -> Arc<Self> {
+        let bytes = bytes.into();
+        let subject = Subject {
+            key: ContentKey::sample(n),
+            model: ModelId::try_new("sample").unwrap(),
+            task: Task::Decode,
+            made: SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000),
+        };
+        let (mut writer, _body) = Body::channel();
+        writer.begin(Meta::sample(bytes.len() as u64)).unwrap();
+        writer.append(bytes).unwrap();
+        let mut made = None;
+        writer.finish(|meta, seal, body| made = Some(Self::of(subject, meta, seal, body))).unwrap();
+        made.unwrap()
     }
 }

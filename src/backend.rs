@@ -1,7 +1,7 @@
 //! What computes a miss. The seam between the pipeline and anything that can answer: the engine in this process now, an
 //! upstream endpoint next.
 
-use std::{collections::BTreeMap, pin::Pin, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -14,8 +14,7 @@ pub mod upstream;
 #[cfg(feature = "local")]
 pub mod local;
 
-/// A boxed future: backends are chosen at run time.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub use crate::task::BoxFuture;
 
 /// One miss to compute.
 #[derive(Clone)]

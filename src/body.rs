@@ -50,8 +50,16 @@ struct Grown {
 /// Appends to a body. Dropped without [`BodyWriter::finish`] or [`BodyWriter::fail`], it fails the body.
 pub struct BodyWriter {
     body: Body,
-    hasher: blake3::Hasher,
+    proof: Proof,
     length: u64,
+}
+
+/// Where a body's seal comes from.
+enum Proof {
+    /// From hashing what is appended.
+    Hashed(Box<blake3::Hasher>),
+    /// It is known; whoever appends has proved each slice against it.
+    Known(Seal),
 }
 
 /// Reads a body from its first byte, however much of it exists.
@@ -68,7 +76,7 @@ impl Body {
     pub fn channel() -> (BodyWriter, Self) {
         let shared = Shared { meta: OnceLock::new(), grown: Mutex::default(), changed: watch::Sender::new(()) };
         let body = Self(Arc::new(shared));
-        (BodyWriter { body: body.clone(), hasher: blake3::Hasher::new(), length: 0 }, body)
+        (BodyWriter { body: body.clone(), proof: Proof::Hashed(Box::default()), length: 0 }, body)
     }
 
     /// A reader that begins at the first byte.
@@ -84,6 +92,11 @@ impl Body {
     /// The metadata, once the writer has set it.
     pub fn meta(&self) -> Option<&Meta> {
         self.0.meta.get()
+    }
+
+    /// The slices so far; no copy of their bytes.
+    pub fn slices(&self) -> Vec<Bytes> {
+        self.0.grown.lock().slices.clone()
     }
 
     /// Ends the body if it has no end yet, and wakes every reader.
@@ -103,6 +116,14 @@ impl BodyWriter {
         Ok(())
     }
 
+    /// The same for bytes whose seal is known: the caller has proved, or will prove, every slice against it before it is
+    /// appended, so that nothing is hashed twice.
+    pub fn begin_proved(&mut self, meta: Meta, seal: Seal) -> Result<(), Error> {
+        self.begin(meta)?;
+        self.proof = Proof::Known(seal);
+        Ok(())
+    }
+
     /// Whether it has been announced what the bytes are: from then on no other answer can take this one's place.
     pub fn has_begun(&self) -> bool {
         self.body.meta().is_some()
@@ -116,7 +137,9 @@ impl BodyWriter {
             return Err(Error::internal(format!("{} bytes made, {announced} announced", self.length)));
         }
         if !slice.is_empty() {
-            self.hasher.update(&slice);
+            if let Proof::Hashed(hasher) = &mut self.proof {
+                hasher.update(&slice);
+            }
             self.body.0.grown.lock().slices.push(slice);
             self.body.0.changed.send_replace(());
         }
@@ -128,7 +151,7 @@ impl BodyWriter {
     pub fn seal(&self) -> Result<Vec<Bytes>, Error> {
         let (_, seal) = self.whole()?;
         self.body.close(End::Complete(seal));
-        Ok(self.body.0.grown.lock().slices.clone())
+        Ok(self.body.slices())
     }
 
     /// Ends the body as whole. `fill` runs before any reader can see the end, unless it has been sealed before: whoever
@@ -155,7 +178,10 @@ impl BodyWriter {
 
     /// What seals the body, if all that was announced is there.
     fn whole(&self) -> Result<(&Meta, Seal), Error> {
-        let seal = Seal { length: self.length, digest: *self.hasher.finalize().as_bytes() };
+        let seal = match &self.proof {
+            Proof::Hashed(hasher) => Seal { length: self.length, digest: *hasher.finalize().as_bytes() },
+            Proof::Known(seal) => *seal,
+        };
         match self.body.meta() {
             Some(meta) if meta.length == self.length => Ok((meta, seal)),
             announced => {

@@ -2,4 +2,6 @@
 
 pub mod alias;
 pub mod disk;
+pub mod fill;
 pub mod memory;
+pub mod tier;

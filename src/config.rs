@@ -19,8 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     backend::upstream,
-    cache::memory,
+    cache::{disk, memory},
     front::{cors, listen::tls},
+    pipeline::Keep,
     route, telemetry,
 };
 
@@ -117,8 +118,15 @@ pub struct Limits {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cache {
+    /// What of a decode is kept: `requested`, the form that was asked for; `pixels`, the decoder's numbers, of which every
+    /// form is made; or `both`.
+    pub keep: Keep,
+    /// Part of every content key: programs of different namespaces share nothing, not even a folder's files.
+    pub namespace: String,
     /// The memory tier.
     pub memory: memory::Config,
+    /// The disk tier.
+    pub disk: disk::Config,
 }
 
 /// Shared computations.

@@ -31,7 +31,7 @@ use crate::{
     body::{Body, BodyReader, BodyWriter, End},
     error::Error,
     key::ContentKey,
-    metrics::{Alive, Metrics},
+    metrics::{Alive, Metrics, Outcome},
     progress::Progress,
     task,
 };
@@ -61,6 +61,8 @@ struct Flight {
     /// Changed under the shard lock only.
     waiters: AtomicUsize,
     store: AtomicBool,
+    reach: Reach,
+    source: OnceLock<Outcome>,
     held: OnceLock<Held>,
 }
 
@@ -75,6 +77,27 @@ pub enum Found<H> {
     Joined(Waiter),
     /// A run was started.
     Led(Waiter),
+}
+
+/// How far a leader goes for the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// To the tiers and no further: who only wants what is kept, or has not brought the input.
+    Tiers,
+    /// To the tiers, then to a backend.
+    All,
+    /// To a backend at once.
+    Backend,
+}
+
+/// What a request wants of a flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// How far it goes if it leads. It joins a flight that goes less far, too: that may be enough; but who wants a fresh
+    /// answer joins none that can come out of a tier.
+    pub reach: Reach,
+    /// Whether the answer may be kept for its sake.
+    pub store: Store,
 }
 
 /// Whether what a run makes may be kept. A run's answer is kept if any waiter allows it.
@@ -106,6 +129,8 @@ pub struct Lead {
     pub cancel: CancellationToken,
     /// To be asked at the end of the run.
     pub wish: StoreWish,
+    /// To be told where the answer comes from, before it begins.
+    pub source: Source,
 }
 
 /// A run that is ready to go.
@@ -121,6 +146,10 @@ pub struct Start<F> {
 /// Whether some waiter, present or gone, allowed the answer to be kept.
 #[derive(Clone)]
 pub struct StoreWish(Arc<Flight>);
+
+/// Tells a flight's waiters where its answer comes from.
+#[derive(Clone)]
+pub struct Source(Arc<Flight>);
 
 /// Takes a flight out of the table, whatever ends it.
 struct Landing {
@@ -149,7 +178,7 @@ impl Flights {
     pub fn look_or_join<H, F>(
         &self,
         key: ContentKey,
-        store: Store,
+        wish: Wish,
         probe: impl FnOnce() -> Option<H>,
         start: impl FnOnce(Lead) -> Result<Start<F>, Error>,
     ) -> Result<Found<H>, Error>
@@ -160,23 +189,18 @@ impl Flights {
         if let Some(hit) = probe() {
             return Ok(Found::Hit(hit));
         }
-        if let Some(flight) = shard.get(&key).filter(|flight| !flight.has_failed()) {
-            return Ok(Found::Joined(self.attach(flight, store)));
+        if let Some(flight) = shard.get(&key).filter(|flight| flight.takes(wish.reach)) {
+            return Ok(Found::Joined(self.attach(flight, wish.store)));
         }
-        let (flight, lead) = Flight::new(key);
+        let (flight, lead) = Flight::new(key, wish.reach);
         let Start { span, held, leader } = start(lead)?;
         flight.held.get_or_init(|| held);
         shard.insert(key, flight.clone());
-        let waiter = self.attach(&flight, store);
+        let waiter = self.attach(&flight, wish.store);
         let landing = Landing { flight, table: self.clone(), _alive: self.0.metrics.flight() };
         // Nobody owns a leader but its flight: the last waiter cancels it, and it watches for that itself.
         task::spawn(span, landing.fly(leader)).detach();
         Ok(Found::Led(waiter))
-    }
-
-    /// Attaches to the key's flight, if there is one.
-    pub fn join(&self, key: &ContentKey, store: Store) -> Option<Waiter> {
-        self.shard(key).get(key).filter(|flight| !flight.has_failed()).map(|flight| self.attach(flight, store))
     }
 
     /// Flights in the air.
@@ -210,7 +234,7 @@ impl Flights {
 // === impl Flight ===
 
 impl Flight {
-    fn new(key: ContentKey) -> (Arc<Self>, Lead) {
+    fn new(key: ContentKey, reach: Reach) -> (Arc<Self>, Lead) {
         let (writer, body) = Body::channel();
         let (progress, watched) = watch::channel(Progress::default());
         let cancel = CancellationToken::new();
@@ -221,15 +245,21 @@ impl Flight {
             cancel: cancel.clone(),
             waiters: AtomicUsize::new(0),
             store: AtomicBool::new(false),
+            reach,
+            source: OnceLock::new(),
             held: OnceLock::new(),
         });
-        let lead = Lead { writer, body, progress, cancel, wish: StoreWish(flight.clone()) };
+        let (wish, source) = (StoreWish(flight.clone()), Source(flight.clone()));
+        let lead = Lead { writer, body, progress, cancel, wish, source };
         (flight, lead)
     }
 
-    /// Whether it has failed and is about to leave the table: who comes now comes after the failure.
-    fn has_failed(&self) -> bool {
-        matches!(self.body.end(), Some(End::Failed(_)))
+    /// Whether who wants to go that far may join. One that has failed is about to leave the table: who comes now comes
+    /// after the failure.
+    fn takes(&self, reach: Reach) -> bool {
+        let has_failed = matches!(self.body.end(), Some(End::Failed(_)));
+        let is_fresh = self.reach == Reach::Backend || self.source.get() == Some(&Outcome::Computed);
+        !has_failed && (is_fresh || reach != Reach::Backend)
     }
 
     fn is_worth_finishing(&self, keep_from: f32) -> bool {
@@ -264,9 +294,28 @@ impl StoreWish {
     }
 }
 
+// === impl Source ===
+
+impl Source {
+    /// The answer comes from there. The first word counts.
+    pub fn tell(&self, outcome: Outcome) {
+        self.0.source.get_or_init(|| outcome);
+    }
+}
+
 // === impl Waiter ===
 
 impl Waiter {
+    /// Where the answer comes from, once that is known: before it begins.
+    pub fn source(&self) -> Option<Outcome> {
+        self.flight.source.get().copied()
+    }
+
+    /// How far the leader goes.
+    pub fn reach(&self) -> Reach {
+        self.flight.reach
+    }
+
     /// A reader of the whole body, from its first byte.
     pub fn reader(&self) -> BodyReader {
         self.flight.body.reader()

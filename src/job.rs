@@ -17,9 +17,11 @@ use crate::{
 mod canonical;
 mod check;
 mod predict;
+mod rendition;
 
 pub use check::Checked;
 pub use predict::Predicted;
+pub use rendition::{Rendition, RenditionError};
 
 /// The sizes a request may have. They bound memory and time before any is spent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -36,14 +36,19 @@ enum Tag {
     InputType = 7,
     InputShape = 8,
     Input = 9,
+    Namespace = 10,
 }
 
 // === impl ContentKey ===
 
 impl ContentKey {
     /// The key of a job. The input enters by its digest, so keys of other forms of one decode cost next to nothing.
-    pub fn of(job: &Job) -> Self {
+    /// Keys of different namespaces are never equal; most programs have one, without a name.
+    pub fn of(job: &Job, namespace: &str) -> Self {
         let mut key = Encoder(blake3::Hasher::new_derive_key(CONTEXT));
+        if !namespace.is_empty() {
+            key.field(Tag::Namespace, namespace.as_bytes());
+        }
         key.field(Tag::Task, job.task().label().as_bytes());
         key.field(Tag::Model, job.model.id.as_str().as_bytes());
         key.field(Tag::Revision, job.model.revision.as_bytes());
@@ -62,6 +67,24 @@ impl ContentKey {
     /// The key with this digest, which somebody wrote down: a file's name, an envelope.
     pub const fn from_bytes(digest: [u8; 32]) -> Self {
         Self(digest)
+    }
+
+    /// A key by its 64 hex digits, in lower case.
+    pub fn from_hex(digits: &str) -> Option<Self> {
+        let nibble = |digit: u8| match digit {
+            b'0'..=b'9' => Some(digit - b'0'),
+            b'a'..=b'f' => Some(digit - b'a' + 10),
+            _ => None,
+        };
+        let mut digest = [0; 32];
+        let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+        if pairs.len() != digest.len() || !rest.is_empty() {
+            return None;
+        }
+        for (byte, &[high, low]) in digest.iter_mut().zip(pairs) {
+            *byte = nibble(high)? << 4 | nibble(low)?;
+        }
+        Some(Self(digest))
     }
 
     /// The digest.

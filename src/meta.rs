@@ -1,6 +1,6 @@
 //! What the bytes of an answer are, known before the first of them.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use crate::{
     job::Output,
@@ -41,7 +41,7 @@ pub enum ContentType {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Provenance {
     /// Name of the backend.
-    pub backend: &'static str,
+    pub backend: Cow<'static, str>,
     /// Waiting in the backend's queue.
     pub queued: Duration,
     /// Computing.
@@ -53,6 +53,9 @@ pub struct Provenance {
 // === impl ContentType ===
 
 impl ContentType {
+    /// Every media type, in the order of their numbers in stored envelopes: append, never reorder.
+    pub const ALL: [Self; 5] = [Self::Tensor, Self::Png, Self::Jpeg, Self::Webp, Self::Mp4];
+
     /// The media type's name.
     pub const fn name(self) -> &'static str {
         match self {
@@ -94,6 +97,6 @@ impl Meta {
 impl Provenance {
     /// `backend` made it, in no time worth telling.
     pub const fn none(backend: &'static str) -> Self {
-        Self { backend, queued: Duration::ZERO, computed: Duration::ZERO, rendered: Duration::ZERO }
+        Self { backend: Cow::Borrowed(backend), queued: Duration::ZERO, computed: Duration::ZERO, rendered: Duration::ZERO }
     }
 }

@@ -19,6 +19,10 @@ use catalogue::{DURATION_BUCKETS, name};
 pub enum Outcome {
     /// Found whole in the memory tier.
     HitMemory,
+    /// Found whole in the disk tier, or on its way there.
+    HitDisk,
+    /// Rendered from another form of the same decode.
+    Derived,
     /// Attached to a run in progress.
     Coalesced,
     /// Made by a backend for this request.
@@ -41,6 +45,8 @@ pub enum Front {
 pub enum TierName {
     /// The memory tier.
     Memory,
+    /// The disk tier.
+    Disk,
 }
 
 /// Why a tier let an artifact go.
@@ -50,6 +56,23 @@ pub enum EvictionReason {
     Size,
     /// Past its time to live.
     Expired,
+    /// For room that others need on the same file system.
+    Space,
+}
+
+/// What a tier answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookupResult {
+    /// The artifact.
+    Hit,
+    /// Not there.
+    Miss,
+    /// It was to be there, and is not.
+    Stale,
+    /// It is there, and not what was stored.
+    Corrupt,
+    /// The tier has no time now, or has failed.
+    Throttled,
 }
 
 /// Facts of a request that is over.
@@ -93,10 +116,17 @@ pub struct Alive {
 // === impl labels ===
 
 impl Outcome {
+    /// Whether the answer was there already, and no run was made for it or joined.
+    pub const fn is_hit(self) -> bool {
+        matches!(self, Self::HitMemory | Self::HitDisk)
+    }
+
     /// Metric label.
     pub const fn label(self) -> &'static str {
         match self {
             Self::HitMemory => "hit_memory",
+            Self::HitDisk => "hit_disk",
+            Self::Derived => "derived",
             Self::Coalesced => "coalesced",
             Self::Computed => "computed",
             Self::Error => "error",
@@ -119,6 +149,7 @@ impl TierName {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Memory => "memory",
+            Self::Disk => "disk",
         }
     }
 }
@@ -129,6 +160,20 @@ impl EvictionReason {
         match self {
             Self::Size => "size",
             Self::Expired => "expired",
+            Self::Space => "space",
+        }
+    }
+}
+
+impl LookupResult {
+    /// Metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Stale => "stale",
+            Self::Corrupt => "corrupt",
+            Self::Throttled => "throttled",
         }
     }
 }
@@ -248,6 +293,53 @@ impl Metrics {
         let labels =
             vec![Label::from_static_parts("tier", tier.label()), Label::from_static_parts("reason", reason.label())];
         self.counter(name::CACHE_EVICTIONS, labels).increment(1);
+    }
+
+    /// A tier that is in use: its series exist from the start.
+    pub fn cache_known(&self, tier: TierName) {
+        self.tier_counter(name::CACHE_CORRUPTIONS, tier).increment(0);
+        self.tier_counter(name::CACHE_WRITE_FAILURES, tier).increment(0);
+        self.tier_counter(name::CACHE_FILLS_DROPPED, tier).increment(0);
+        self.cache_degraded(tier, false);
+    }
+
+    /// A tier was asked.
+    pub fn cache_lookup(&self, tier: TierName, result: LookupResult) {
+        let labels =
+            vec![Label::from_static_parts("tier", tier.label()), Label::from_static_parts("result", result.label())];
+        self.counter(name::CACHE_LOOKUPS, labels).increment(1);
+    }
+
+    /// A tier had something else than what was stored.
+    pub fn cache_corrupt(&self, tier: TierName) {
+        self.tier_counter(name::CACHE_CORRUPTIONS, tier).increment(1);
+    }
+
+    /// A tier could not take an artifact in.
+    pub fn cache_write_failed(&self, tier: TierName) {
+        self.tier_counter(name::CACHE_WRITE_FAILURES, tier).increment(1);
+    }
+
+    /// An artifact was not offered to a tier, whose queue is full.
+    pub fn cache_fill_dropped(&self, tier: TierName) {
+        self.tier_counter(name::CACHE_FILLS_DROPPED, tier).increment(1);
+    }
+
+    /// What waits to be written to a tier, and may.
+    pub fn cache_fill_queue(&self, tier: TierName, bytes: u64, capacity: u64) {
+        let labels = || vec![Label::from_static_parts("tier", tier.label())];
+        self.gauge(name::CACHE_FILL_QUEUE, labels()).set(bytes as f64);
+        self.gauge(name::CACHE_FILL_QUEUE_CAPACITY, labels()).set(capacity as f64);
+    }
+
+    /// Whether a tier is left alone because it fails.
+    pub fn cache_degraded(&self, tier: TierName, is_degraded: bool) {
+        let labels = vec![Label::from_static_parts("tier", tier.label())];
+        self.gauge(name::CACHE_DEGRADED, labels).set(f64::from(u8::from(is_degraded)));
+    }
+
+    fn tier_counter(&self, name: &'static str, tier: TierName) -> Counter {
+        self.counter(name, vec![Label::from_static_parts("tier", tier.label())])
     }
 
     /// One more flight, for as long as it is in the air.

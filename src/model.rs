@@ -1,6 +1,6 @@
 //! Models: what a name stands for, and the table of names.
 
-use std::{borrow::Borrow, collections::BTreeMap, fmt, sync::Arc};
+use std::{borrow::Borrow, collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use crate::{
     error::{Error, ErrorKind, Resource},
@@ -99,6 +99,8 @@ pub struct ModelSpec {
     pub weights: WeightsSource,
     /// Who else computes it.
     pub endpoints: Endpoints,
+    /// How long its answers are kept at most; none is as long as there is room.
+    pub time_to_live: Option<Duration>,
 }
 
 /// All models of this process, by name, and the other names they go by.

@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 use tracing::Span;
 
@@ -17,10 +18,11 @@ use crate::{
     body::BodyReader,
     cache::{
         alias::{Alias, Aliases, InputDigest},
+        fill::Fill,
         memory::Memory,
     },
     error::{Error, ErrorKind},
-    flight::{Flights, Found, Start, Store, Waiter},
+    flight::{Flights, Found, Reach, Start, Store, Waiter, Wish},
     hops::{Hops, Instance},
     job::{CachePolicy, Checked, Job, Limits, Spec},
     key::ContentKey,
@@ -31,9 +33,12 @@ use crate::{
     task,
 };
 
+mod derive;
 mod lead;
 mod read;
+mod tiers;
 
+use lead::Order;
 use read::{Read, Readers};
 
 /// What a pipeline is made of.
@@ -46,6 +51,12 @@ pub struct Parts {
     pub gate: Gate,
     /// The memory tier.
     pub memory: Memory,
+    /// The tiers below it, nearest first, each behind its queue.
+    pub tiers: Vec<Fill>,
+    /// What of a decode is kept.
+    pub keep: Keep,
+    /// Part of every key: other tenants share nothing.
+    pub namespace: String,
     /// Share of its blocks from which a run is finished although nobody waits.
     pub keep_from: f32,
     /// How long a run may take.
@@ -64,6 +75,19 @@ pub struct Routes {
     pub by_model: BTreeMap<ModelId, Vec<Arc<dyn Backend>>>,
     /// Jobs waiting in a backend's queue from which the others are asked first.
     pub spill_at: usize,
+}
+
+/// What is kept of a decode that is asked for in a form which others can be made of, or can be made of others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// The form that was asked for.
+    #[default]
+    Requested,
+    /// The decoder's f16 numbers, from which every form is made when it is asked for.
+    Pixels,
+    /// Both.
+    Both,
 }
 
 /// The pipeline. Clones share it.
@@ -99,15 +123,15 @@ pub struct Request {
 pub struct Reply {
     /// Names the request.
     pub key: ContentKey,
-    /// Where the answer comes from.
-    pub outcome: Outcome,
+    /// Where the answer comes from, as was known when it was accepted.
+    outcome: Outcome,
     /// Its metadata, bytes and seal.
     pub reader: BodyReader,
     /// How far the run is, when there is one.
     pub progress: Option<watch::Receiver<Progress>>,
     /// The job, when there is a run, and its memory, when that is not the flight's: previews are made from it.
     job: Option<(Arc<Job>, Option<Reservation>)>,
-    _waiter: Option<Waiter>,
+    waiter: Option<Waiter>,
     _permit: Permit,
 }
 
@@ -170,9 +194,9 @@ impl Pipeline {
         self.0.parts.gate.reserve(bytes)
     }
 
-    /// Step 4, digest first: the answer of an input that has not been sent, if it is in memory or being computed. Gives
-    /// the permit back when it is not.
-    pub fn find(
+    /// Step 4, digest first: the answer of an input that has not been sent, if it is kept or being computed. Gives the
+    /// permit back when it is not. Cancel-safe.
+    pub async fn find(
         &self,
         checked: &Checked,
         digest: &InputDigest,
@@ -183,12 +207,9 @@ impl Pipeline {
         if let Some((key, artifact)) = self.remembered(&alias, policy) {
             return Ok(Reply::hit(key, &artifact, permit));
         }
-        let Some(key) = self.0.aliases.get(&alias) else {
-            return Err(permit);
-        };
-        match self.0.flights.join(&key, store_of(policy)) {
-            Some(waiter) => Ok(Reply::flight(key, Outcome::Coalesced, waiter, None, permit)),
-            None => Err(permit),
+        match self.0.aliases.get(&alias) {
+            Some(key) if policy != CachePolicy::Bypass => self.kept(key, checked.model(), permit).await,
+            _ => Err(permit),
         }
     }
 
@@ -213,66 +234,101 @@ impl Pipeline {
         }
         let Read { key, job, held } = self.read(checked, (data, digest), held).await?;
         self.0.aliases.insert(alias, key);
-        match policy {
-            CachePolicy::OnlyIfCached => self.only_if_cached(key, permit),
-            CachePolicy::Bypass => self.look_or_join(key, (job, held, hops), policy, permit),
-            CachePolicy::Default | CachePolicy::NoStore => match self.0.parts.memory.get(&key) {
-                Some(artifact) => Ok(Reply::hit(key, &artifact, permit)),
-                None => self.look_or_join(key, (job, held, hops), policy, permit),
-            },
+        if policy == CachePolicy::OnlyIfCached {
+            let absent = || Error::new(ErrorKind::NotCached, NOT_CACHED);
+            return self.kept(key, &job.model, permit).await.map_err(|_permit| absent());
         }
+        self.answer(key, (Arc::new(job), held, hops), policy, permit).await
     }
 
-    fn only_if_cached(&self, key: ContentKey, permit: Permit) -> Result<Reply, Error> {
+    /// The answer of `key` if it is kept or being computed; the permit if not.
+    async fn kept(&self, key: ContentKey, model: &Arc<ModelSpec>, permit: Permit) -> Result<Reply, Permit> {
         if let Some(artifact) = self.0.parts.memory.get(&key) {
             return Ok(Reply::hit(key, &artifact, permit));
         }
-        match self.0.flights.join(&key, Store::Refused) {
-            Some(waiter) => Ok(Reply::flight(key, Outcome::Coalesced, waiter, None, permit)),
-            None => Err(Error::new(
-                ErrorKind::NotCached,
-                "only-if-cached: this answer is neither cached nor being computed",
-            )),
+        let wish = Wish { reach: Reach::Tiers, store: Store::Allowed };
+        let found = self.0.flights.look_or_join(
+            key,
+            wish,
+            || self.0.parts.memory.get(&key),
+            |lead| Ok(self.start(Order { key, model: model.clone(), work: None, reach: wish.reach }, lead)),
+        );
+        let (waiter, outcome) = match found {
+            Ok(Found::Hit(artifact)) => return Ok(Reply::hit(key, &artifact, permit)),
+            Ok(Found::Joined(waiter)) => (waiter, Outcome::Coalesced),
+            Ok(Found::Led(waiter)) => (waiter, Outcome::HitDisk),
+            Err(_) => return Err(permit),
+        };
+        // Whoever goes to the tiers alone may come back without an answer.
+        if waiter.reach() == Reach::Tiers && waiter.reader().meta().await.is_err() {
+            return Err(permit);
         }
+        Ok(Reply::flight(key, outcome, waiter, None, permit))
     }
 
-    /// Step 7's critical section.
-    fn look_or_join(
+    /// Step 7: memory, and the critical section.
+    async fn answer(
         &self,
         key: ContentKey,
-        (job, own, hops): (Job, Reservation, Hops),
+        (job, own, hops): (Arc<Job>, Reservation, Hops),
         policy: CachePolicy,
         permit: Permit,
     ) -> Result<Reply, Error> {
-        let job = Arc::new(job);
+        let wish = wish_of(policy);
         let probe = || if policy == CachePolicy::Bypass { None } else { self.0.parts.memory.get(&key) };
-        let found = self.0.flights.look_or_join(key, store_of(policy), probe, |lead| {
+        loop {
+            if let Some(artifact) = probe() {
+                return Ok(Reply::hit(key, &artifact, permit));
+            }
+            match self.look_or_join(key, wish, (&job, &hops))? {
+                Found::Hit(artifact) => return Ok(Reply::hit(key, &artifact, permit)),
+                Found::Led(waiter) => {
+                    return Ok(Reply::flight(key, Outcome::Computed, waiter, Some((job, None)), permit));
+                }
+                // One who has not brought the input leads: if the tiers have nothing, somebody who has goes on.
+                Found::Joined(waiter) if waiter.reach() == Reach::Tiers && waiter.reader().meta().await.is_err() => {}
+                // The leader's job is the flight's memory; a joiner's own is its own, and kept only while it can be of
+                // use.
+                Found::Joined(waiter) => {
+                    let source = job.preview_source().map(|_| (job.clone(), Some(own)));
+                    return Ok(Reply::flight(key, Outcome::Coalesced, waiter, source, permit));
+                }
+            }
+        }
+    }
+
+    fn look_or_join(
+        &self,
+        key: ContentKey,
+        wish: Wish,
+        (job, hops): (&Arc<Job>, &Hops),
+    ) -> Result<Found<Arc<Artifact>>, Error> {
+        let probe = || if wish.reach == Reach::Backend { None } else { self.0.parts.memory.get(&key) };
+        self.0.flights.look_or_join(key, wish, probe, |lead| {
             let predicted = job.predicted()?;
             let reservation = self.reserve(predicted.held_bytes)?;
-            let span = tracing::debug_span!(parent: None, "flight", key = ?key, model = %job.model.id);
-            span.follows_from(Span::current());
-            Ok(Start {
-                span,
-                held: Box::new(reservation),
-                leader: self.clone().lead(key, (job.clone(), predicted, hops), lead),
-            })
-        })?;
-        Ok(match found {
-            Found::Hit(artifact) => Reply::hit(key, &artifact, permit),
-            // The leader's job is the flight's memory; a joiner's own is its own, and kept only while it can be of use.
-            Found::Joined(waiter) => {
-                let source = job.preview_source().map(|_| (job.clone(), Some(own)));
-                Reply::flight(key, Outcome::Coalesced, waiter, source, permit)
-            }
-            Found::Led(waiter) => Reply::flight(key, Outcome::Computed, waiter, Some((job, None)), permit),
+            let work = Some((job.clone(), predicted, hops.clone()));
+            let order = Order { key, model: job.model.clone(), work, reach: wish.reach };
+            Ok(Start { held: Box::new(reservation), ..self.start(order, lead) })
         })
+    }
+
+    /// A leader that is ready to go.
+    fn start(&self, order: Order, lead: crate::flight::Lead) -> Start<impl Future<Output = ()> + Send + use<>> {
+        let span = tracing::debug_span!(parent: None, "flight", key = ?order.key, model = %order.model.id);
+        span.follows_from(Span::current());
+        Start { span, held: Box::new(()), leader: self.clone().lead(order, lead) }
     }
 }
 
-const fn store_of(policy: CachePolicy) -> Store {
+/// What one hears who asked for what is kept alone.
+const NOT_CACHED: &str = "only-if-cached: this answer is neither cached nor being computed";
+
+const fn wish_of(policy: CachePolicy) -> Wish {
     match policy {
-        CachePolicy::Default | CachePolicy::Bypass => Store::Allowed,
-        CachePolicy::NoStore | CachePolicy::OnlyIfCached => Store::Refused,
+        CachePolicy::Default => Wish { reach: Reach::All, store: Store::Allowed },
+        CachePolicy::Bypass => Wish { reach: Reach::Backend, store: Store::Allowed },
+        CachePolicy::NoStore | CachePolicy::OnlyIfCached => Wish { reach: Reach::All, store: Store::Refused },
     }
 }
 
@@ -289,7 +345,7 @@ impl Routes {
 impl Reply {
     fn hit(key: ContentKey, artifact: &Arc<Artifact>, permit: Permit) -> Self {
         let reader = artifact.reader();
-        Self { key, outcome: Outcome::HitMemory, reader, progress: None, job: None, _waiter: None, _permit: permit }
+        Self { key, outcome: Outcome::HitMemory, reader, progress: None, job: None, waiter: None, _permit: permit }
     }
 
     fn flight(
@@ -300,7 +356,15 @@ impl Reply {
         permit: Permit,
     ) -> Self {
         let (reader, progress) = (waiter.reader(), Some(waiter.progress()));
-        Self { key, outcome, reader, progress, job, _waiter: Some(waiter), _permit: permit }
+        Self { key, outcome, reader, progress, job, waiter: Some(waiter), _permit: permit }
+    }
+
+    /// Where the answer comes from: exact once its metadata are there, a run's until then.
+    pub fn outcome(&self) -> Outcome {
+        match (self.outcome, &self.waiter) {
+            (Outcome::Coalesced, _) | (_, None) => self.outcome,
+            (led, Some(waiter)) => waiter.source().unwrap_or(led),
+        }
     }
 
     /// A tiny picture of the latents, about a millisecond from now; none for encodes, for hits, and for models whose

@@ -2,10 +2,13 @@
 //!
 //! The ground's one impure module: everything else down here neither spawns nor blocks.
 
-use std::{future::Future, io, thread};
+use std::{future::Future, io, pin::Pin, thread};
 
 use tokio::task::{AbortHandle, JoinError, JoinHandle};
 use tracing::{Instrument as _, Span};
+
+/// A boxed future, behind the traits whose implementations are chosen at run time.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A running task. Dropping it aborts the task, so that nothing outlives its owner by accident.
 #[must_use = "a dropped task is aborted"]

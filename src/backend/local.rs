@@ -25,11 +25,11 @@ use super::{
 use crate::{
     body::BodyWriter,
     error::{Error, ErrorKind},
-    job::{Job, Output, Work},
+    job::{Job, Output, Rendition, Work},
     meta::{ContentType, Meta, Provenance},
     metrics::Metrics,
     model::ModelSpec,
-    render, task,
+    task,
     tensor::Tensor,
 };
 
@@ -153,7 +153,7 @@ impl Local {
     async fn answer(&self, compute: Compute, writer: &mut BodyWriter) -> Result<(), Error> {
         let job = compute.job.clone();
         let made = self.compute(compute).await?;
-        let (meta, mut bytes) = task::blocking(move || finish(&job, made))
+        let (meta, mut bytes) = task::blocking(move || finish(&job, &made))
             .await
             .map_err(|panic| Error::internal("rendering panicked").caused_by(panic))??;
         writer.begin(meta)?;
@@ -196,39 +196,17 @@ impl Backend for Local {
 }
 
 /// From the engine's tensor to the bytes that were asked for. Runs on the blocking pool.
-fn finish(job: &Job, made: Made) -> Result<(Meta, Bytes), Error> {
+fn finish(job: &Job, made: &Made) -> Result<(Meta, Bytes), Error> {
     let began = Instant::now();
-    let failed = |error| Error::internal("the answer does not render").caused_by(error);
-    let (content_type, tensor, file) = match job.work {
-        Work::Encode { .. } | Work::Decode { output: Output::Tensor(_), .. } => {
-            (ContentType::Tensor, made.tensor, None)
-        }
-        Work::Decode { output: Output::Unit, .. } => {
-            (ContentType::Tensor, render::unit(&made.tensor).map_err(failed)?, None)
-        }
-        Work::Decode { output, .. } => {
-            let pixels = render::uint8(&made.tensor).map_err(failed)?;
-            let file = match output {
-                Output::Png => Some(render::png(&pixels).map_err(failed)?),
-                Output::Jpeg(quality) => Some(render::jpeg(&pixels, quality).map_err(failed)?),
-                Output::Webp => Some(render::webp(&pixels).map_err(failed)?),
-                Output::Uint8 => None,
-                Output::Tensor(_) | Output::Unit | Output::Mp4(_) => {
-                    return Err(Error::internal("this output is not the engine's"));
-                }
-            };
-            (ContentType::from(output), pixels, file)
-        }
+    let output = match job.work {
+        Work::Decode { output, .. } => output,
+        Work::Encode { dtype, .. } => Output::Tensor(dtype),
     };
-    let bytes = file.unwrap_or_else(|| tensor.data().clone());
+    let rendition = output.of_decoded(&made.tensor);
+    let Rendition { dtype, shape, bytes } =
+        rendition.map_err(|error| Error::internal("the answer does not render").caused_by(error))?;
     let provenance =
-        Provenance { backend: NAME, queued: made.queued, computed: made.computed, rendered: began.elapsed() };
-    let meta = Meta {
-        content_type,
-        dtype: tensor.dtype(),
-        shape: tensor.shape().clone(),
-        length: bytes.len() as u64,
-        provenance,
-    };
-    Ok((meta, bytes))
+        Provenance { backend: NAME.into(), queued: made.queued, computed: made.computed, rendered: began.elapsed() };
+    let (content_type, length) = (ContentType::from(output), bytes.len() as u64);
+    Ok((Meta { content_type, dtype, shape, length, provenance }, bytes))
 }

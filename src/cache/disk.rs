@@ -1,3 +1,358 @@
-//! The disk tier.
+//! The disk tier: one file an artifact, each proved chunk by chunk before it is given out.
+//!
+//! ```text
+//! FOLDER/latentgate.lock    held by the one process that owns the folder
+//! FOLDER/v1/ab/cd12..       an artifact: the envelope of artifact/envelope.rs, under its key's hex digits
+//! FOLDER/v1/new/            being written; made visible by a rename, emptied at the start
+//! FOLDER/v1/aside/          found damaged, the last few of them
+//! ```
+//!
+//! The names are all there is of an index on disk: at the start they are read in the background, oldest files first,
+//! while lookups already go to the files themselves. What is written is never seen in part, since it is renamed when
+//! whole; so a process that is killed loses what it was writing. What a power failure tears is found out by its proofs.
+//!
+//! Nothing here is on an async thread but the index. Reads have a bounded number of turns and a bound on time; a disk that
+//! fails is left alone for a while ([`Condition`]) and the answers come from elsewhere.
 
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use bytesize::ByteSize;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::{sync::Semaphore, time::timeout};
+use tracing::Span;
+
+use super::tier::{Lookup, Refused, Tier};
+use crate::{
+    artifact::Artifact,
+    key::ContentKey,
+    metrics::{Metrics, TierName},
+    task::{self, BoxFuture},
+};
+
+mod condition;
+mod folder;
 pub mod index;
+mod read;
+mod scan;
+mod sweep;
+mod write;
+
+use condition::Condition;
+pub use folder::{Faults, OpenError, Operation};
+use folder::Folder;
+use index::Index;
+use read::{Opened, Refusal};
+pub use sweep::{Found, Swept};
+
+/// Reads at a time: enough to keep a fast disk busy, few enough that a dead one holds few threads.
+const READS: usize = 16;
+
+/// Settings of the disk tier.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The folder; there is no disk tier without one. Made if it is not there. One process owns it at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Bytes of files kept, in whole blocks of 4 KiB.
+    pub capacity: ByteSize,
+    /// Free space that is left to others on the same file system: artifacts go, or do not come in, to keep it.
+    pub min_free: ByteSize,
+    /// When what is written is forced to the medium.
+    pub sync: Sync,
+    /// Bytes that may wait to be written; beyond, artifacts are dropped and counted.
+    pub queue: ByteSize,
+    /// The longest a lookup may wait for its first bytes, and between two chunks; then the answer comes from elsewhere.
+    #[serde(with = "humantime_serde")]
+    pub read_time: Duration,
+    /// How long a disk that fails is left alone.
+    #[serde(with = "humantime_serde")]
+    pub rest_time: Duration,
+}
+
+/// When a file's bytes are forced to the medium.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sync {
+    /// When the system sees fit. The default: a cache can lose what a power failure takes, proofs find out what it tore,
+    /// a process that is killed loses nothing, and a sync costs every other program on the machine.
+    #[default]
+    Never,
+    /// Before it is made visible.
+    Close,
+    /// The same, and its name too.
+    Always,
+}
+
+/// The tier. Clones share it.
+#[derive(Clone)]
+pub struct Disk(Arc<Shared>);
+
+struct Shared {
+    config: Config,
+    folder: Folder,
+    /// Locked after nothing, and never across a call that can block.
+    state: Mutex<State>,
+    /// Held while names change, so that index and names change together. Before `state`.
+    names: Mutex<()>,
+    turns: Arc<Semaphore>,
+    reads: Condition,
+    writes: Condition,
+    metrics: Metrics,
+}
+
+struct State {
+    index: Index,
+    /// Whether all files that were there at the start are in the index.
+    is_scanned: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            path: None,
+            capacity: ByteSize::gib(20),
+            min_free: ByteSize::gib(1),
+            sync: Sync::Never,
+            queue: ByteSize::mib(256),
+            read_time: Duration::from_secs(1),
+            rest_time: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Disk {
+    /// Opens the folder at `path`, takes its lock, and begins to read the names in it. Blocks for as long as that takes,
+    /// which the reading of names is not part of.
+    pub fn open(path: PathBuf, config: &Config, metrics: Metrics) -> Result<Self, OpenError> {
+        Self::open_with(path, config, metrics, folder::no_faults())
+    }
+
+    /// The same on a disk that fails as `faults` say.
+    pub fn open_with(path: PathBuf, config: &Config, metrics: Metrics, faults: Faults) -> Result<Self, OpenError> {
+        let folder = Folder::open(path, faults)?;
+        metrics.cache_known(TierName::Disk);
+        let shared = Arc::new(Shared {
+            folder,
+            state: Mutex::new(State { index: Index::new(config.capacity.as_u64()), is_scanned: false }),
+            names: Mutex::default(),
+            turns: Arc::new(Semaphore::new(READS)),
+            reads: Condition::new("read", config.rest_time),
+            writes: Condition::new("written", config.rest_time),
+            config: config.clone(),
+            metrics,
+        });
+        let scanned = shared.clone();
+        task::thread("disk-scan", move || scanned.scan()).map_err(OpenError::Thread)?;
+        Ok(Self(shared))
+    }
+
+    /// Brings the gauges up to date.
+    pub fn report(&self) {
+        let [entries, bytes, capacity] = self.usage();
+        self.0.metrics.cache(TierName::Disk, entries, bytes, capacity);
+    }
+
+    /// How much is held, and may be: entries, bytes, bytes at most.
+    pub fn usage(&self) -> [u64; 3] {
+        let state = self.0.state.lock();
+        [state.index.len() as u64, state.index.bytes(), state.index.capacity()]
+    }
+
+    /// Whether everything that was there at the start is known by now.
+    pub fn is_scanned(&self) -> bool {
+        self.0.state.lock().is_scanned
+    }
+
+    /// The folder, for people.
+    pub fn path(&self) -> &std::path::Path {
+        self.0.folder.path()
+    }
+
+    async fn look(&self, key: ContentKey) -> Lookup {
+        let shared = &self.0;
+        if !shared.expects(&key) {
+            return Lookup::Miss;
+        }
+        if shared.reads.is_resting() {
+            return Lookup::Throttled;
+        }
+        let reader = shared.clone();
+        let turns = shared.turns.clone();
+        let opened = async move {
+            // Kept until the thread is done with the disk, however long ago its reader has left.
+            let turn = turns.acquire_owned().await.ok()?;
+            task::blocking(move || (reader.folder.read(&key), turn)).await.ok()
+        };
+        let Ok(Some((opened, turn))) = timeout(shared.config.read_time, opened).await else {
+            self.failed_to_read(&io::Error::from(io::ErrorKind::TimedOut));
+            return Lookup::Throttled;
+        };
+        match opened {
+            Ok(opened) => {
+                self.read_well();
+                Lookup::Hit(Box::new(self.stream(key, opened, turn)))
+            }
+            Err(Refusal::Absent) => self.forget(key).await,
+            Err(Refusal::Foreign(why)) => {
+                // Left where it is: its own version may come back.
+                tracing::debug!(?key, %why, "a file of the disk tier is of another version");
+                Lookup::Stale
+            }
+            Err(Refusal::Corrupt(why)) => {
+                self.clone().set_aside(key, why).await;
+                Lookup::Corrupt
+            }
+            Err(Refusal::Failed(error)) => {
+                self.failed_to_read(&error);
+                Lookup::Throttled
+            }
+        }
+    }
+
+    /// The chunks behind the first, read one ahead of whoever takes them.
+    fn stream(&self, key: ContentKey, opened: Opened, turn: tokio::sync::OwnedSemaphorePermit) -> super::tier::Stored {
+        let Opened { head, first, rest } = opened;
+        let Some(mut rest) = rest else { return super::tier::Stored::new(head, first, None) };
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let disk = self.clone();
+        // Ends with the file, or when nobody takes the chunks any more.
+        task::spawn(Span::current(), async move {
+            let read = task::blocking(move || {
+                let _turn = turn;
+                loop {
+                    match rest.next() {
+                        Ok(None) => return Ok(()),
+                        Ok(Some(chunk)) => {
+                            if sender.blocking_send(Ok(chunk)).is_err() {
+                                return Ok(());
+                            }
+                        }
+                        Err(refusal) => {
+                            // Whoever reads on finds out, and whoever does not has no need to.
+                            drop(sender.blocking_send(Err(refusal.fault())));
+                            return Err(refusal);
+                        }
+                    }
+                }
+            });
+            match read.await {
+                Ok(Err(Refusal::Corrupt(why))) => disk.set_aside(key, why).await,
+                Ok(Err(Refusal::Failed(error))) => disk.failed_to_read(&error),
+                Ok(_) | Err(_) => {}
+            }
+        })
+        .detach();
+        super::tier::Stored::new(head, first, Some(receiver))
+    }
+
+    /// Takes what has vanished out of the index.
+    async fn forget(&self, key: ContentKey) -> Lookup {
+        let shared = self.0.clone();
+        match task::blocking(move || shared.forget(&key)).await {
+            Ok(true) => Lookup::Stale,
+            Ok(false) | Err(_) => Lookup::Miss,
+        }
+    }
+
+    fn failed_to_read(&self, error: &io::Error) {
+        self.0.reads.failed(error, &self.0.folder);
+        self.tell_condition();
+    }
+
+    fn read_well(&self) {
+        if self.0.reads.succeeded(&self.0.folder) {
+            self.tell_condition();
+        }
+    }
+
+    fn tell_condition(&self) {
+        let is_degraded = self.0.reads.is_bad() || self.0.writes.is_bad();
+        self.0.metrics.cache_degraded(TierName::Disk, is_degraded);
+    }
+
+    /// Counts a damaged file and takes it out of the way.
+    async fn set_aside(self, key: ContentKey, why: &'static str) {
+        self.0.metrics.cache_corrupt(TierName::Disk);
+        tracing::warn!(?key, why, "a file of the disk tier is damaged; it is set aside, and its artifact made anew");
+        // If the file cannot be moved it is found damaged again, and never served.
+        drop(task::blocking(move || self.0.set_aside(&key)).await);
+    }
+
+    async fn write(&self, artifact: Arc<Artifact>) -> Result<(), Refused> {
+        if self.0.writes.is_resting() {
+            return Err(Refused::Resting);
+        }
+        let shared = self.0.clone();
+        let written = task::blocking(move || shared.write(&artifact)).await;
+        let written = written.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+        let result = match written {
+            Ok(Ok(())) => {
+                self.0.writes.succeeded(&self.0.folder);
+                Ok(())
+            }
+            Ok(Err(refused)) => Err(refused),
+            Err(error) => {
+                self.0.writes.failed(&error, &self.0.folder);
+                Err(Refused::Failed(error.to_string()))
+            }
+        };
+        self.tell_condition();
+        result
+    }
+}
+
+impl Tier for Disk {
+    fn name(&self) -> TierName {
+        TierName::Disk
+    }
+
+    fn get(&self, key: ContentKey) -> BoxFuture<'_, Lookup> {
+        Box::pin(async move {
+            let found = self.look(key).await;
+            self.0.metrics.cache_lookup(TierName::Disk, found.result());
+            found
+        })
+    }
+
+    fn put(&self, artifact: Arc<Artifact>) -> BoxFuture<'_, Result<(), Refused>> {
+        Box::pin(self.write(artifact))
+    }
+
+    fn remove(&self, key: ContentKey) -> BoxFuture<'_, bool> {
+        let shared = self.0.clone();
+        Box::pin(async move { task::blocking(move || shared.remove(&key)).await.unwrap_or_default() })
+    }
+}
+
+impl Shared {
+    /// Whether a file may be there. Counts a use.
+    fn expects(&self, key: &ContentKey) -> bool {
+        let mut state = self.state.lock();
+        state.index.use_of(key).is_some() || !state.is_scanned
+    }
+
+    /// Says whether it was known. What has been written meanwhile stays.
+    fn forget(&self, key: &ContentKey) -> bool {
+        let _names = self.names.lock();
+        !self.folder.place(key).exists() && self.state.lock().index.remove(key).is_some()
+    }
+
+    fn set_aside(&self, key: &ContentKey) {
+        let _names = self.names.lock();
+        self.state.lock().index.remove(key);
+        if let Err(error) = self.folder.set_aside(key) {
+            tracing::debug!(?key, %error, "a damaged file stays where it is");
+        }
+    }
+
+    fn remove(&self, key: &ContentKey) -> bool {
+        let _names = self.names.lock();
+        self.state.lock().index.remove(key);
+        self.folder.remove(key).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests;

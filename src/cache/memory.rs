@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytesize::ByteSize;
-use moka::{notification::RemovalCause, sync::Cache};
+use moka::{Expiry, notification::RemovalCause, sync::Cache};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -29,9 +29,36 @@ pub struct Config {
 /// The tier. Clones share it.
 #[derive(Clone)]
 pub struct Memory {
-    map: Cache<ContentKey, Arc<Artifact>>,
+    map: Cache<ContentKey, Held>,
     capacity: u64,
     metrics: Metrics,
+}
+
+/// An artifact, and how long it may still be kept.
+#[derive(Clone)]
+struct Held {
+    artifact: Arc<Artifact>,
+    life: Option<Duration>,
+}
+
+/// Lets artifacts go at the end of their own lives.
+struct Lives;
+
+#[expect(clippy::disallowed_types, reason = "the trait's own, and not read")]
+impl Expiry<ContentKey, Held> for Lives {
+    fn expire_after_create(&self, _: &ContentKey, held: &Held, _: std::time::Instant) -> Option<Duration> {
+        held.life
+    }
+
+    fn expire_after_update(
+        &self,
+        _: &ContentKey,
+        held: &Held,
+        _: std::time::Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        held.life
+    }
 }
 
 impl Default for Config {
@@ -47,7 +74,8 @@ impl Memory {
         let mut builder = Cache::builder()
             .max_capacity(config.capacity.as_u64())
             // moka weighs in u32: an artifact beyond 4 GiB counts as 4 GiB, and request limits are far below.
-            .weigher(|_, artifact: &Arc<Artifact>| u32::try_from(artifact.weight()).unwrap_or(u32::MAX))
+            .weigher(|_, held: &Held| u32::try_from(held.artifact.weight()).unwrap_or(u32::MAX))
+            .expire_after(Lives)
             .eviction_listener(move |_, _, cause| match cause {
                 RemovalCause::Size => counted.cache_evicted(TierName::Memory, EvictionReason::Size),
                 RemovalCause::Expired => counted.cache_evicted(TierName::Memory, EvictionReason::Expired),
@@ -61,18 +89,30 @@ impl Memory {
 
     /// The artifact of `key`: no copy, no lock held afterwards.
     pub fn get(&self, key: &ContentKey) -> Option<Arc<Artifact>> {
-        self.map.get(key)
+        self.map.get(key).map(|held| held.artifact)
     }
 
-    /// Keeps `artifact`, or not, as the admission policy sees fit. Replaces what was there.
-    pub fn insert(&self, key: ContentKey, artifact: Arc<Artifact>) {
-        self.map.insert(key, artifact);
+    /// Keeps `artifact` for at most `life`, or not, as the admission policy sees fit. Replaces what was there.
+    pub fn insert(&self, artifact: Arc<Artifact>, life: Option<Duration>) {
+        self.map.insert(*artifact.key(), Held { artifact, life });
+    }
+
+    /// Lets go what is in question, and says how many those were. Goes through the whole map.
+    pub fn purge(&self, is_meant: impl Fn(&Artifact) -> bool) -> u64 {
+        let meant = self.map.iter().filter(|(_, held)| is_meant(&held.artifact)).map(|(key, _)| *key);
+        meant.map(|key| self.map.invalidate(&key)).count() as u64
+    }
+
+    /// How much is held, and may be: entries, bytes, bytes at most.
+    pub fn usage(&self) -> [u64; 3] {
+        self.map.run_pending_tasks();
+        [self.map.entry_count(), self.map.weighted_size(), self.capacity]
     }
 
     /// Brings the gauges up to date, after moka has done what it put off.
     pub fn report(&self) {
-        self.map.run_pending_tasks();
-        self.metrics.cache(TierName::Memory, self.map.entry_count(), self.map.weighted_size(), self.capacity);
+        let [entries, bytes, capacity] = self.usage();
+        self.metrics.cache(TierName::Memory, entries, bytes, capacity);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Models in the configuration: changes to known ones, and new ones.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -38,6 +38,9 @@ pub struct ModelConfig {
     pub upstream: Option<UpstreamUrls>,
     /// Load it before the first request; readiness waits for it.
     pub preload: bool,
+    /// How long its answers are kept at most, in every tier.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub time_to_live: Option<Duration>,
 }
 
 /// `[models.NAME.upstream]`: base URLs of endpoints that speak the HTTP protocol. Of several any one answers.
@@ -87,6 +90,9 @@ impl Config {
             }
             if let Some(path) = model.weights.as_ref().filter(|path| !path.exists()) {
                 fault("weights", path.display().to_string(), "no such file or directory");
+            }
+            if let Some(time) = model.time_to_live.filter(|time| !super::validate::is_age(*time)) {
+                fault("time_to_live", humantime::format_duration(time).to_string(), super::validate::AGE_REMEDY);
             }
             if let Some(factor) = model.scaling_factor.filter(|factor| !factor.is_normal()) {
                 fault("scaling_factor", factor.to_string(), "wanted a finite number, not 0");
@@ -151,6 +157,7 @@ impl ModelConfig {
         if let Some(revision) = &self.revision {
             spec.revision.clone_from(revision);
         }
+        spec.time_to_live = self.time_to_live;
         spec.scaling.factor = self.scaling_factor.unwrap_or(spec.scaling.factor);
         spec.scaling.shift = self.shift_factor.unwrap_or(spec.scaling.shift);
         spec
@@ -190,5 +197,6 @@ fn blank(id: ModelId) -> ModelSpec {
         preview: None,
         weights: WeightsSource::Unset,
         endpoints: Endpoints::default(),
+        time_to_live: None,
     }
 }

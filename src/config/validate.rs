@@ -14,6 +14,14 @@ const MAX_AGE: Duration = Duration::from_hours(24 * 1000);
 /// No request is worth waiting for longer, and clocks can add this without overflow.
 const MAX_TIME: Duration = Duration::from_hours(24);
 
+/// Whether an artifact may be kept for so long.
+pub(super) fn is_age(time: Duration) -> bool {
+    !time.is_zero() && time <= MAX_AGE
+}
+
+/// What to do about one that may not.
+pub(super) const AGE_REMEDY: &str = "must be between 1ns and 1000days";
+
 impl Config {
     /// Judges every value, and values against each other.
     pub fn validate(&self) -> Result<(), ConfigError> {
@@ -33,12 +41,7 @@ impl Config {
         }
         if let Some(time) = self.cache.memory.time_to_live {
             let value = humantime::format_duration(time).to_string();
-            check(
-                !time.is_zero() && time <= MAX_AGE,
-                "cache.memory.time_to_live",
-                value,
-                "must be between 1ns and 1000days",
-            );
+            check(is_age(time), "cache.memory.time_to_live", value, AGE_REMEDY);
         }
         let memory = admission.memory.as_u64();
         check(memory >= 1 << 20, "admission.memory", admission.memory.to_string(), "must be at least 1MiB");
@@ -69,12 +72,33 @@ impl Config {
         }
         let keep_from = flight.keep_from;
         check((0.0..=1.0).contains(&keep_from), "flight.keep_from", keep_from.to_string(), "must be between 0 and 1");
+        self.check_disk(&mut faults);
         self.check_edge(&mut faults);
         #[cfg(feature = "local")]
         self.check_engine(&mut faults);
         self.check_models(&mut faults);
         self.check_routes(&mut faults);
         if faults.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(faults)) }
+    }
+
+    /// The disk tier. Whether its folder can be had shows when it is opened.
+    fn check_disk(&self, faults: &mut Vec<Fault>) {
+        let disk = &self.cache.disk;
+        let mut check = |holds: bool, key: &str, value: String, remedy: &str| {
+            if !holds {
+                faults.push(Fault { key: format!("cache.{key}"), value, remedy: remedy.to_owned() });
+            }
+        };
+        let namespace = &self.cache.namespace;
+        check(namespace.len() <= 256, "namespace", namespace.clone(), "must be at most 256 bytes");
+        let capacity = disk.capacity.to_string();
+        check(disk.capacity.as_u64() >= 1 << 20, "disk.capacity", capacity, "must be at least 1MiB");
+        let queue = disk.queue.to_string();
+        check(disk.queue.as_u64() >= 1 << 20, "disk.queue", queue, "must be at least 1MiB, or little is ever written");
+        for (key, time) in [("disk.read_time", disk.read_time), ("disk.rest_time", disk.rest_time)] {
+            let value = humantime::format_duration(time).to_string();
+            check(!time.is_zero() && time <= MAX_TIME, key, value, "must be longer than 0s and at most 1day");
+        }
     }
 
     /// Addresses, TLS files and web origins. What is in the files shows when the port is bound.

@@ -8,6 +8,8 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::{admission::Gate, error::ErrorKind, meta::Meta};
 
+const KEPT: Wish = Wish { reach: Reach::All, store: Store::Allowed };
+
 /// A key that says `n`.
 fn key(n: u8) -> ContentKey {
     ContentKey::sample(n)
@@ -34,6 +36,15 @@ impl Bench {
         Self { flights: Flights::new(keep_from, metrics), gate, runs: Arc::default() }
     }
 
+    /// Joins, and never leads.
+    fn join(&self, wish: Wish) -> Option<Waiter> {
+        let refuse = |_lead| -> Result<Start<std::future::Ready<()>>, _> { Err(Error::internal("nobody is to lead")) };
+        match self.flights.look_or_join(key(1), wish, || None::<()>, refuse) {
+            Ok(Found::Joined(waiter)) => Some(waiter),
+            _ => None,
+        }
+    }
+
     /// Joins or leads; a leader begins, reports half of its blocks if told to, waits for `go`, then does `then`.
     fn enter(&self, progress: Progress, go: oneshot::Receiver<()>, then: Then) -> Found<()> {
         let runs = self.runs.clone();
@@ -41,7 +52,7 @@ impl Bench {
         self.flights
             .look_or_join(
                 key(1),
-                Store::Allowed,
+                KEPT,
                 || None,
                 |lead| {
                     let held = Box::new(reservation()?);
@@ -188,7 +199,7 @@ async fn a_failure_reaches_everybody_present_and_nobody_later() {
         assert_eq!(read(waiter).await.unwrap_err().kind(), ErrorKind::Unavailable);
     }
     assert_eq!(bench.flights.len(), 1, "the leader has failed and is still there");
-    assert!(bench.flights.join(&key(1), Store::Allowed).is_none());
+    assert!(bench.join(KEPT).is_none());
     let (go, gate) = oneshot::channel();
     let next = bench.enter(BEGUN, gate, Then::Finish);
     assert!(matches!(next, Found::Led(_)), "a failure is not remembered");
@@ -213,7 +224,7 @@ async fn a_refused_start_leaves_nothing_behind() {
     let _all = bench.gate.reserve(1000).unwrap();
     let refused = bench.flights.look_or_join(
         key(1),
-        Store::Allowed,
+        KEPT,
         || None::<()>,
         |_lead| bench.gate.reserve(1).map(|held| Start { span: Span::none(), held: Box::new(held), leader: async {} }),
     );
@@ -226,7 +237,7 @@ async fn memory_is_looked_at_again_inside_the_critical_section() {
     let bench = Bench::new(0.5);
     let found = bench.flights.look_or_join(
         key(1),
-        Store::Allowed,
+        KEPT,
         || Some(7),
         |_lead| -> Result<Start<std::future::Ready<()>>, _> { panic!("a hit leads nowhere") },
     );
@@ -246,11 +257,45 @@ async fn one_who_allows_it_is_enough_to_keep_the_answer() {
         };
         Ok(Start { span: Span::none(), held: Box::new(()), leader })
     };
-    let _selfish = bench.flights.look_or_join(key(1), Store::Refused, || None::<()>, start).unwrap();
+    let selfish = Wish { store: Store::Refused, ..KEPT };
+    let _selfish = bench.flights.look_or_join(key(1), selfish, || None::<()>, start).unwrap();
     let wish = wish.lock().take().unwrap();
     assert!(!wish.is_allowed());
-    let joined = bench.flights.join(&key(1), Store::Allowed);
+    let joined = bench.join(KEPT);
     assert!(joined.is_some() && wish.is_allowed());
+}
+
+#[tokio::test]
+async fn who_wants_a_fresh_answer_joins_none_that_may_come_out_of_a_tier() {
+    let bench = Bench::new(0.5);
+    let (told, kept) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(Vec::new())));
+    let lead = |reach| {
+        let told = told.clone();
+        let start = move |lead: Lead| {
+            *told.lock() = Some(lead.source.clone());
+            let leader = async move {
+                let _lead = lead;
+                std::future::pending::<()>().await;
+            };
+            Ok(Start { span: Span::none(), held: Box::new(()), leader })
+        };
+        let found = bench.flights.look_or_join(key(1), Wish { reach, ..KEPT }, || None::<()>, start).unwrap();
+        let has_led = matches!(found, Found::Led(_));
+        kept.lock().push(found);
+        has_led
+    };
+    let fresh = Wish { reach: Reach::Backend, ..KEPT };
+    assert!(lead(Reach::All));
+    assert!(bench.join(KEPT).is_some() && bench.join(fresh).is_none());
+    told.lock().take().unwrap().tell(Outcome::Computed);
+    assert!(bench.join(fresh).is_some(), "by now it is computed");
+    assert!(!lead(Reach::Backend));
+    kept.lock().clear();
+    assert!(lead(Reach::All));
+    told.lock().take().unwrap().tell(Outcome::HitDisk);
+    assert!(bench.join(fresh).is_none());
+    assert!(lead(Reach::Backend), "a run of its own, in the place of the other");
+    assert!(bench.join(fresh).is_some());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -264,7 +309,7 @@ async fn coming_and_going_on_two_threads_never_runs_two_at_once() {
                 let alive = alive.clone();
                 let found = bench.flights.look_or_join(
                     key(1),
-                    Store::Allowed,
+                    KEPT,
                     || None::<()>,
                     |lead| {
                         let leader = async move {

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
 use tokio::sync::watch;
 
-use crate::{cache::memory::Memory, metrics::Metrics};
+use crate::{
+    cache::{disk::Disk, fill::Fill, memory::Memory},
+    metrics::Metrics,
+};
 
 /// Whether the product is ready, and if not, why not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +25,10 @@ pub struct Admin {
     pub metrics: Metrics,
     /// Its gauges are brought up to date before a scrape.
     pub memory: Memory,
+    /// Likewise.
+    pub disk: Option<Disk>,
+    /// Likewise.
+    pub fills: Vec<Fill>,
     /// Kept by the app.
     pub readiness: watch::Receiver<Readiness>,
 }
@@ -40,6 +47,8 @@ impl Admin {
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     admin.memory.report();
+    admin.disk.iter().for_each(Disk::report);
+    admin.fills.iter().for_each(Fill::report);
     ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], admin.metrics.render())
 }
 

@@ -120,7 +120,7 @@ impl HttpFront {
         let request =
             Asked { checked, data: read.data, digest: read.digest, policy: head.policy, permit, held: read.held, hops };
         let reply = deadline.bound("looking the answer up", pipeline.serve(request)).await?;
-        record.accepted(reply.key, reply.outcome);
+        record.accepted(reply.key, reply.outcome());
         let wishes = Wishes { accept: head.accept, representation, policy: head.policy };
         Answer::begin(reply, wishes, (deadline, times.stall), record).await
     }

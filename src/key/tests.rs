@@ -27,7 +27,7 @@ fn job(spec: Spec, data: impl Into<Bytes>) -> Job {
 }
 
 fn key(spec: Spec, data: impl Into<Bytes>) -> ContentKey {
-    ContentKey::of(&job(spec, data))
+    ContentKey::of(&job(spec, data), "")
 }
 
 fn decode(dims: &[i64]) -> DecodeSpec {
@@ -153,9 +153,10 @@ fn every_field_that_changes_the_result_changes_the_key() {
     let revised = |revision: &str| {
         let job = job(Spec::Decode(base()), z.clone());
         let model = ModelSpec { revision: revision.to_owned(), ..(*job.model).clone() };
-        ContentKey::of(&Job::new(model.into(), job.scaling, job.work))
+        ContentKey::of(&Job::new(model.into(), job.scaling, job.work), "")
     };
     keys.push(revised("next"));
+    keys.push(ContentKey::of(&job(Spec::Decode(base()), z.clone()), "tenant"));
     let image = |mode, dtype| {
         let file = render::png(&pixels()).unwrap();
         let input = EncodeInput::Image { length: file.len() as u64 };

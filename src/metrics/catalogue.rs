@@ -49,6 +49,13 @@ pub(super) mod name {
     pub(in crate::metrics) const CACHE_ENTRIES: &str = "latentgate_cache_entries";
     pub(in crate::metrics) const CACHE_BYTES: &str = "latentgate_cache_bytes";
     pub(in crate::metrics) const CACHE_CAPACITY: &str = "latentgate_cache_capacity_bytes";
+    pub(in crate::metrics) const CACHE_LOOKUPS: &str = "latentgate_cache_lookups_total";
+    pub(in crate::metrics) const CACHE_CORRUPTIONS: &str = "latentgate_cache_corruptions_total";
+    pub(in crate::metrics) const CACHE_WRITE_FAILURES: &str = "latentgate_cache_write_failures_total";
+    pub(in crate::metrics) const CACHE_FILLS_DROPPED: &str = "latentgate_cache_fills_dropped_total";
+    pub(in crate::metrics) const CACHE_FILL_QUEUE: &str = "latentgate_cache_fill_queue_bytes";
+    pub(in crate::metrics) const CACHE_FILL_QUEUE_CAPACITY: &str = "latentgate_cache_fill_queue_capacity_bytes";
+    pub(in crate::metrics) const CACHE_DEGRADED: &str = "latentgate_cache_degraded";
     pub(in crate::metrics) const CACHE_EVICTIONS: &str = "latentgate_cache_evictions_total";
     pub(in crate::metrics) const FLIGHTS: &str = "latentgate_flights";
     pub(in crate::metrics) const FLIGHT_WAITERS: &str = "latentgate_flight_waiters";
@@ -98,6 +105,13 @@ pub const CATALOGUE: &[Declared] = &[
     in_bytes(gauge(name::CACHE_BYTES, &["tier"], "Bytes held")),
     in_bytes(gauge(name::CACHE_CAPACITY, &["tier"], "Bytes held, at most")),
     counter(name::CACHE_EVICTIONS, &["tier", "reason"], "Artifacts let go"),
+    counter(name::CACHE_LOOKUPS, &["tier", "result"], "Times a tier below memory was asked, by what it answered"),
+    counter(name::CACHE_CORRUPTIONS, &["tier"], "Artifacts found damaged, and never served"),
+    counter(name::CACHE_WRITE_FAILURES, &["tier"], "Artifacts a tier could not take in"),
+    counter(name::CACHE_FILLS_DROPPED, &["tier"], "Artifacts not offered to a tier, its queue being full"),
+    in_bytes(gauge(name::CACHE_FILL_QUEUE, &["tier"], "Bytes waiting to be written")),
+    in_bytes(gauge(name::CACHE_FILL_QUEUE_CAPACITY, &["tier"], "Bytes waiting to be written, at most")),
+    gauge(name::CACHE_DEGRADED, &["tier"], "1 while a tier is left alone because it fails"),
     gauge(name::FLIGHTS, &[], "Computations in progress"),
     gauge(name::FLIGHT_WAITERS, &[], "Requests attached to a computation in progress"),
     counter(name::BACKEND_REQUESTS, &["backend", "model", "code"], "Runs asked of a backend, by how they ended"),

@@ -141,6 +141,7 @@ impl Known {
                 subfolder: self.subfolder.map(str::to_owned),
             }),
             endpoints: Endpoints { decode: self.urls(0), encode: self.urls(1) },
+            time_to_live: None,
         }
     }
 

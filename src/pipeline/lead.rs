@@ -1,48 +1,123 @@
-//! The leader's part of the path: route, compute, judge, keep.
+//! The leader's part of the path: tiers, derive, route, compute, judge, keep.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use tokio::time::Instant;
 
-use super::Pipeline;
+use super::{Keep, Pipeline};
 use crate::{
-    artifact::Artifact,
+    artifact::{Artifact, Subject},
     backend::{Backend, Compute, ModelState, Others},
-    body::BodyWriter,
+    body::{Body, BodyWriter},
     deadline::Deadline,
-    error::Error,
-    flight::Lead,
+    error::{Error, ErrorKind},
+    flight::{Lead, Reach},
     hops::Hops,
-    job::{Job, Predicted},
+    job::{Job, Output, Predicted, Work},
     key::ContentKey,
     meta::{ContentType, Meta},
+    metrics::Outcome,
+    model::{ModelSpec, Task},
     route::{self, Candidate, Failures},
 };
 
+/// What a leader is to do.
+pub(super) struct Order {
+    pub(super) key: ContentKey,
+    pub(super) model: Arc<ModelSpec>,
+    /// The job, what its answer will be, and the way of its request; none where the input has not been sent.
+    pub(super) work: Option<(Arc<Job>, Predicted, Hops)>,
+    pub(super) reach: Reach,
+}
+
+/// What is left to do with an answer that is there.
+pub(super) enum Made {
+    /// It is in the tiers; memory gets it too.
+    Stored(Subject),
+    /// It is new.
+    Anew,
+}
+
 impl Pipeline {
     /// Steps 8 to 11. Ends the body on every path; memory is filled before a reader can see the end.
-    pub(super) async fn lead(self, key: ContentKey, (job, predicted, hops): (Arc<Job>, Predicted, Hops), lead: Lead) {
-        let Lead { mut writer, body, progress, cancel, wish } = lead;
-        let compute = Compute { job: job.clone(), progress, cancel, others: Others::None, hops };
+    pub(super) async fn lead(self, order: Order, mut lead: Lead) {
         let deadline = Deadline::within(Instant::now(), None, self.0.parts.flight_deadline);
-        let ran = deadline.bound("computing", self.route(compute, &mut writer)).await;
-        let judged = ran.and_then(|()| judge(body.meta(), &predicted));
-        if let Err(error) = judged {
-            return writer.fail(error);
-        }
-        let kept = writer.finish(|meta, seal, body| {
-            if wish.is_allowed() {
-                self.0.parts.memory.insert(key, Artifact::of(meta, seal, body));
+        let made = match deadline.bound("computing", self.make(&order, &mut lead)).await {
+            Ok(made) => made,
+            Err(error) => return lead.writer.fail(error),
+        };
+        let Lead { writer, wish, .. } = lead;
+        let kept = writer.finish(|meta, seal, body| match made {
+            Made::Stored(subject) => self.remember(Artifact::of(subject, meta, seal, body), &order.model),
+            Made::Anew if wish.is_allowed() && self.keeps(&order) => {
+                let task = order.work.as_ref().map_or(Task::Decode, |(job, ..)| job.task());
+                let (key, model) = (order.key, order.model.id.clone());
+                let subject = Subject { key, model, task, made: SystemTime::now() };
+                self.keep(&Artifact::of(subject, meta, seal, body), &order.model);
             }
+            Made::Anew => {}
         });
         if let Err(error) = kept {
-            tracing::error!(%error, model = %job.model.id, "a backend's answer is not whole");
+            tracing::error!(%error, model = %order.model.id, "an answer is not whole");
         }
+    }
+
+    async fn make(&self, order: &Order, lead: &mut Lead) -> Result<Made, Error> {
+        if order.reach != Reach::Backend {
+            if let Some(made) = self.ask_tiers(order, lead).await? {
+                return Ok(made);
+            }
+            if self.derive(order, lead).await? {
+                return Ok(Made::Anew);
+            }
+        }
+        let Some((job, predicted, hops)) = &order.work else {
+            return Err(Error::new(ErrorKind::NotCached, super::NOT_CACHED));
+        };
+        lead.source.tell(Outcome::Computed);
+        if self.wants_pixels(job) {
+            self.through_pixels(order, lead).await?;
+        } else {
+            self.route(Self::compute(job, hops, lead), &mut lead.writer).await?;
+        }
+        judge(lead.body.meta(), predicted)?;
+        Ok(Made::Anew)
+    }
+
+    pub(super) fn compute(job: &Arc<Job>, hops: &Hops, lead: &Lead) -> Compute {
+        let (progress, cancel) = (lead.progress.clone(), lead.cancel.clone());
+        Compute { job: job.clone(), progress, cancel, others: Others::None, hops: hops.clone() }
+    }
+
+    /// Whether the answer itself is to be kept: a form that is made of kept pixels may not be.
+    fn keeps(&self, order: &Order) -> bool {
+        let is_made_of_pixels = order.work.as_ref().is_some_and(|(job, ..)| has_pixels(job));
+        self.0.parts.keep != Keep::Pixels || !is_made_of_pixels
+    }
+
+    /// Whether the decoder's numbers are computed, and kept, before the form that is asked for is made of them.
+    fn wants_pixels(&self, job: &Job) -> bool {
+        self.0.parts.keep != Keep::Requested && has_pixels(job)
+    }
+
+    /// Memory and every tier get a new artifact.
+    pub(super) fn keep(&self, artifact: &Arc<Artifact>, model: &ModelSpec) {
+        self.remember(artifact.clone(), model);
+        for tier in &self.0.parts.tiers {
+            tier.offer(artifact.clone());
+        }
+    }
+
+    /// Memory gets an artifact, for what is left of its life.
+    fn remember(&self, artifact: Arc<Artifact>, model: &ModelSpec) {
+        let age = SystemTime::now().duration_since(artifact.subject().made).unwrap_or_default();
+        let life = model.time_to_live.map(|most| most.saturating_sub(age));
+        self.0.parts.memory.insert(artifact, life);
     }
 
     /// Step 10: the first backend that answers, in the order of policy, health and queues. The next is asked only as
     /// long as nothing has been published.
-    async fn route(&self, mut compute: Compute, writer: &mut BodyWriter) -> Result<(), Error> {
+    pub(super) async fn route(&self, mut compute: Compute, writer: &mut BodyWriter) -> Result<(), Error> {
         let model = compute.job.model.id.clone();
         let backends = self.0.parts.routes.of(&model);
         let candidates: Vec<_> = backends.iter().map(|backend| candidate(&**backend, &compute.job)).collect();
@@ -67,6 +142,33 @@ impl Pipeline {
         }
         Err(failures.into_error())
     }
+
+    /// The same into a body of its own, judged and whole. It is `key`'s answer.
+    pub(super) async fn route_apart(
+        &self,
+        key: ContentKey,
+        compute: Compute,
+        predicted: &Predicted,
+    ) -> Result<Arc<Artifact>, Error> {
+        let (mut writer, body) = Body::channel();
+        let (model, task) = (compute.job.model.id.clone(), compute.job.task());
+        self.route(compute, &mut writer).await?;
+        judge(body.meta(), predicted)?;
+        let subject = Subject { key, model, task, made: SystemTime::now() };
+        let mut made = None;
+        writer.finish(|meta, seal, body| made = Some(Artifact::of(subject, meta, seal, body)))?;
+        made.ok_or_else(|| Error::internal("a whole body is no artifact"))
+    }
+}
+
+/// Whether a job's answer can be made of the decoder's f16 numbers.
+fn has_pixels(job: &Job) -> bool {
+    match &job.work {
+        Work::Decode { output, .. } => {
+            !job.model.is_video() && output.sources().contains(&Output::Tensor(crate::tensor::DType::F16))
+        }
+        Work::Encode { .. } => false,
+    }
 }
 
 fn candidate(backend: &dyn Backend, job: &Job) -> Candidate {
@@ -80,16 +182,16 @@ fn candidate(backend: &dyn Backend, job: &Job) -> Candidate {
     Candidate { name: backend.name(), supported, well, waiting: backend.waiting(job) }
 }
 
-/// A backend's answer must be what was predicted, or it is a bug and never cached.
-fn judge(meta: Option<&Meta>, predicted: &Predicted) -> Result<(), Error> {
-    let meta = meta.ok_or_else(|| Error::internal("a backend answered without metadata"))?;
+/// An answer must be what was predicted, or it is a bug and never cached.
+pub(super) fn judge(meta: Option<&Meta>, predicted: &Predicted) -> Result<(), Error> {
+    let meta = meta.ok_or_else(|| Error::internal("an answer without metadata"))?;
     let exact = meta.content_type == ContentType::Tensor;
     let fits = if exact { meta.length == predicted.bytes } else { meta.length <= predicted.bytes };
     if fits && meta.dtype == predicted.dtype && meta.shape == predicted.shape {
         return Ok(());
     }
     Err(Error::internal(format!(
-        "a backend answered {} {} of {} bytes, predicted were {} {} of {} bytes",
+        "an answer is {} {} of {} bytes, predicted were {} {} of {} bytes",
         meta.dtype, meta.shape, meta.length, predicted.dtype, predicted.shape, predicted.bytes
     )))
 }

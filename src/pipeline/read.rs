@@ -48,13 +48,13 @@ impl Pipeline {
         sent: Reservation,
     ) -> Result<Read, Error> {
         let inline = data.len() <= INLINE_BYTES && matches!(checked.spec(), Spec::Decode(_));
-        let gate = self.0.parts.gate.clone();
+        let (gate, namespace) = (self.0.parts.gate.clone(), self.0.parts.namespace.clone());
         let work = move || {
             let needed = checked.canonical_bytes(&data)?;
             gate.check(sent.bytes().saturating_add(needed))?;
             let held = gate.reserve(needed)?;
             let job = checked.canonicalise_hashed(data, digest)?;
-            Ok(Read { key: ContentKey::of(&job), job, held })
+            Ok(Read { key: ContentKey::of(&job, &namespace), job, held })
         };
         if inline {
             return work();

@@ -54,7 +54,7 @@ async fn every_picture_output_follows_from_the_same_numbers() {
         let (meta, bytes) = rig.run(job).await.unwrap();
         assert_eq!(bytes, finished(&y, output), "{output:?}");
         assert_eq!((meta.dtype, meta.shape), (predicted.dtype, predicted.shape), "{output:?}");
-        assert_eq!((meta.content_type, meta.provenance.backend), (ContentType::from(output), "upstream"));
+        assert_eq!((meta.content_type, &*meta.provenance.backend), (ContentType::from(output), "upstream"));
         assert!(!meta.provenance.computed.is_zero());
     }
     assert_eq!(origin.count(), PICTURES.len());

@@ -171,10 +171,10 @@ async fn a_hit_hands_out_the_very_bytes_of_the_first_answer() {
         places
     };
     let first = serve().await;
-    assert_eq!(first.outcome, Outcome::Computed);
+    assert_eq!(first.outcome(), Outcome::Computed);
     let first = places(first).await;
     let second = serve().await;
-    assert_eq!(second.outcome, Outcome::HitMemory);
+    assert_eq!(second.outcome(), Outcome::HitMemory);
     assert_eq!(places(second).await, first);
     assert_eq!(first.iter().map(|(_, length)| length).sum::<usize>(), 3 * 384 * 384 * 4);
 }

@@ -159,7 +159,7 @@ impl<'a> Delivery<'a> {
             dtype: plan.predicted.dtype,
             shape: plan.predicted.shape.clone(),
             length,
-            provenance: Provenance { backend: NAME, queued, computed, rendered },
+            provenance: Provenance { backend: NAME.into(), queued, computed, rendered },
         };
         self.is_published = true;
         self.writer.begin(meta).map_err(Failure::internal)

@@ -1,14 +1,4 @@
 use super::*;
-use crate::{body::Body, meta::Meta};
-
-fn artifact(bytes: usize) -> Arc<Artifact> {
-    let (mut writer, _body) = Body::channel();
-    writer.begin(Meta::sample(bytes as u64)).unwrap();
-    writer.append(vec![1u8; bytes].into()).unwrap();
-    let mut made = None;
-    writer.finish(|meta, seal, body| made = Some(Artifact::of(meta, seal, body))).unwrap();
-    made.unwrap()
-}
 
 fn memory(capacity: u64) -> Memory {
     Memory::new(&Config { capacity: ByteSize(capacity), time_to_live: None }, Metrics::new())
@@ -16,8 +6,8 @@ fn memory(capacity: u64) -> Memory {
 
 #[test]
 fn what_goes_in_comes_out_as_the_same_allocation() {
-    let (memory, kept) = (memory(1 << 20), artifact(1000));
-    memory.insert(ContentKey::sample(1), kept.clone());
+    let (memory, kept) = (memory(1 << 20), Artifact::sample(1, vec![1; 1000]));
+    memory.insert(kept.clone(), None);
     assert!(Arc::ptr_eq(&memory.get(&ContentKey::sample(1)).unwrap(), &kept));
     assert!(memory.get(&ContentKey::sample(2)).is_none());
 }
@@ -26,7 +16,7 @@ fn what_goes_in_comes_out_as_the_same_allocation() {
 fn bytes_bound_it_bookkeeping_included() {
     let memory = memory(100 << 10);
     for n in 0..200 {
-        memory.insert(ContentKey::sample(n), artifact(9 << 10));
+        memory.insert(Artifact::sample(n, vec![1; 9 << 10]), None);
     }
     memory.report();
     let text = memory.metrics.render();
@@ -39,7 +29,25 @@ fn bytes_bound_it_bookkeeping_included() {
 #[test]
 fn a_tier_of_nothing_keeps_nothing() {
     let memory = memory(0);
-    memory.insert(ContentKey::sample(1), artifact(10));
+    memory.insert(Artifact::sample(1, vec![1; 10]), None);
     memory.report();
     assert!(memory.get(&ContentKey::sample(1)).is_none());
+}
+
+#[test]
+fn purging_takes_what_is_meant_and_leaves_the_rest() {
+    let memory = memory(1 << 20);
+    for n in 0..10 {
+        memory.insert(Artifact::sample(n, vec![n; 100]), None);
+    }
+    assert_eq!(memory.purge(|artifact| artifact.key() < &ContentKey::sample(4)), 4);
+    assert!(memory.get(&ContentKey::sample(3)).is_none() && memory.get(&ContentKey::sample(4)).is_some());
+}
+
+#[test]
+fn an_artifact_goes_at_the_end_of_its_own_life() {
+    let memory = memory(1 << 20);
+    memory.insert(Artifact::sample(1, vec![1; 10]), Some(Duration::ZERO));
+    memory.insert(Artifact::sample(2, vec![1; 10]), Some(Duration::from_hours(1)));
+    assert!(memory.get(&ContentKey::sample(1)).is_none() && memory.get(&ContentKey::sample(2)).is_some());
 }

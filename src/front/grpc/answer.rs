@@ -28,7 +28,6 @@ use crate::{
     hops::Hops,
     job::{CachePolicy, Checked},
     meta::Meta,
-    metrics::Outcome,
     pipeline::{Pipeline, Reply, Request},
     progress::Progress,
     proto::{self, decode_response::Event},
@@ -70,9 +69,14 @@ impl<M: RequestMessage> Exchange<M> {
             respond(Lease::new(frames, TakenBack::Trailers, overdue, (deadline, stall)))
         };
         if let (Some(claimed), false) = (self.claimed, self.input.has_data()) {
-            return match self.pipeline.find(&self.checked, &claimed, self.policy, self.permit) {
-                Ok(reply) => stream(Box::pin(Answer::new(reply, wants, deadline, record).frames())),
-                Err(permit) => stream(Box::pin(Exchange { permit, ..self }.ask_for_data(record))),
+            let found = self.pipeline.find(&self.checked, &claimed, self.policy, self.permit);
+            return match deadline.bound("looking the answer up", async { Ok(found.await) }).await {
+                Ok(Ok(reply)) => stream(Box::pin(Answer::new(reply, wants, deadline, record).frames())),
+                Ok(Err(permit)) => stream(Box::pin(Exchange { permit, ..self }.ask_for_data(record))),
+                Err(error) => {
+                    record.failed(&error);
+                    status::grpc(&error).into_http()
+                }
             };
         }
         match self.serve(&mut record).await {
@@ -138,7 +142,7 @@ fn respond(body: Lease) -> Response {
 
 impl Answer {
     fn new(reply: Reply, wants: proto::Wants, deadline: Deadline, mut record: Record) -> Self {
-        record.accepted(reply.key, reply.outcome);
+        record.accepted(reply.key, reply.outcome());
         Self { reply, wants, deadline, record, received_at: Instant::now() }
     }
 
@@ -160,6 +164,7 @@ impl Answer {
                     return;
                 }
             };
+            self.record.accepted(self.reply.key, self.reply.outcome());
             yield Frame::data(framing::event(Event::Header(convert::header(&meta))));
             loop {
                 match self.deadline.bound("sending the answer", self.reply.reader.next()).await {
@@ -193,7 +198,7 @@ impl Answer {
 
     fn accepted(&self) -> Bytes {
         let content_key = Bytes::copy_from_slice(self.reply.key.as_bytes());
-        let source = convert::source(self.reply.outcome) as i32;
+        let source = convert::source(self.reply.outcome()) as i32;
         framing::event(Event::Accepted(proto::Accepted { content_key, source }))
     }
 
@@ -229,7 +234,7 @@ impl Answer {
     fn trailer(&self, meta: &Meta, seal: &Seal) -> Bytes {
         let us = |duration: Duration| duration.as_micros() as u64;
         let (began, made) = (self.record.began(), &meta.provenance);
-        let is_hit = self.reply.outcome == Outcome::HitMemory;
+        let is_hit = self.reply.outcome().is_hit();
         let of_run = |duration| if is_hit { 0 } else { us(duration) };
         let received = self.received_at.duration_since(began);
         let timings = proto::Timings {
@@ -242,7 +247,7 @@ impl Answer {
         };
         let trailer = proto::Trailer {
             digest: Bytes::copy_from_slice(&seal.digest),
-            source: convert::source(self.reply.outcome) as i32,
+            source: convert::source(self.reply.outcome()) as i32,
             timings: Some(timings),
         };
         framing::event(Event::Trailer(trailer))

@@ -190,6 +190,8 @@ fn digest(bytes: &Bytes) -> Result<Option<InputDigest>, Error> {
 pub(super) fn source(outcome: Outcome) -> proto::Source {
     match outcome {
         Outcome::HitMemory => proto::Source::Memory,
+        Outcome::HitDisk => proto::Source::Disk,
+        Outcome::Derived => proto::Source::Derived,
         Outcome::Coalesced => proto::Source::Coalesced,
         Outcome::Computed => proto::Source::Computed,
         Outcome::Error => proto::Source::Unspecified,

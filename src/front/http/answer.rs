@@ -58,10 +58,12 @@ impl Answer {
         mut reply: Reply,
         wishes: Wishes,
         (deadline, stall): (Deadline, Duration),
-        record: &Record,
+        record: &mut Record,
     ) -> Result<Self, Error> {
         let received = record.began().elapsed();
         let meta = deadline.bound("waiting for the answer", reply.reader.meta()).await?;
+        // By now it is known where it comes from.
+        record.accepted(reply.key, reply.outcome());
         Ok(Self { reply, meta, wishes, deadline, stall, received })
     }
 
@@ -82,7 +84,7 @@ impl Answer {
     }
 
     fn head(&self) -> Result<Response<()>, Error> {
-        let (meta, outcome) = (&self.meta, self.reply.outcome);
+        let (meta, outcome) = (&self.meta, self.reply.outcome());
         let mut head = Response::new(());
         let headers = head.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.content_type()));
@@ -185,6 +187,9 @@ fn cache_status(outcome: Outcome, policy: CachePolicy, meta: &Meta) -> String {
     let stored = if policy == CachePolicy::NoStore { "" } else { "; stored" };
     match outcome {
         Outcome::HitMemory => "latentgate; hit; detail=memory".to_owned(),
+        Outcome::HitDisk => "latentgate; hit; detail=disk".to_owned(),
+        // Not the answer that was asked for, and no endpoint was asked: a hit of a variant, in RFC 9211's own words.
+        Outcome::Derived => format!("latentgate; hit{stored}; detail=derived"),
         Outcome::Coalesced => format!("latentgate; {forwarded}; collapsed; detail={}", meta.provenance.backend),
         Outcome::Computed | Outcome::Error => {
             format!("latentgate; {forwarded}{stored}; detail={}", meta.provenance.backend)
@@ -196,7 +201,7 @@ fn cache_status(outcome: Outcome, policy: CachePolicy, meta: &Meta) -> String {
 fn timing(received: Duration, outcome: Outcome, meta: &Meta) -> String {
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
     let mut text = format!("receive;dur={:.3}", milliseconds(received));
-    if outcome != Outcome::HitMemory {
+    if !outcome.is_hit() {
         let made = &meta.provenance;
         for (name, took) in [("queue", made.queued), ("compute", made.computed), ("render", made.rendered)] {
             let _ = write!(text, ", {name};dur={:.3}", milliseconds(took));

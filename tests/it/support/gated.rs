@@ -143,7 +143,7 @@ fn made(compute: &Compute) -> Result<(Meta, Bytes), Error> {
         ContentType::Tensor => predicted.bytes,
         _ => predicted.bytes.min(5 << 20),
     };
-    let key = ContentKey::of(job);
+    let key = ContentKey::of(job, "");
     let bytes: Vec<u8> = key.as_bytes().iter().copied().cycle().take(length as usize).collect();
     let meta = Meta {
         content_type,
