@@ -19,7 +19,7 @@ use crate::{
         cors, drain,
         grpc::LatentsService,
         http::{Hosts, HttpFront},
-        listen::{Listener, tls},
+        listen::{Listener, tls, unix},
         web,
     },
     hops::Instance,
@@ -86,6 +86,9 @@ pub enum StartError {
     /// The data port's certificate and key are not usable.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
+    /// The data port's Unix socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] unix::BindError),
     /// Anything else.
     #[error(transparent)]
     Other(#[from] crate::error::Error),
@@ -102,7 +105,8 @@ impl App {
         let metrics = Metrics::new();
         metrics.build_info(env!("CARGO_PKG_VERSION"), env!("LATENTGATE_COMMIT"), FEATURES);
         let tls = config.listen.tls.as_ref().map(tls::Acceptor::load).transpose()?;
-        let data = bind("listen.data", config.listen.data, config.listen.max_connections).await?.with_tls(tls);
+        let data = bind("listen.data", config.listen.data, config.listen.max_connections).await?;
+        let data = data.with_tls(tls).with_unix(unix_socket(&config).await?);
         let admin = bind("listen.admin", config.listen.admin, config.listen.max_connections).await?;
         let address =
             |listener: &Listener| listener.address().map_err(|error| internal("a socket has no address", error));
@@ -213,6 +217,14 @@ fn internal(what: &str, source: impl std::error::Error + Send + Sync + 'static) 
 
 async fn bind(key: &'static str, address: SocketAddr, max_connections: usize) -> Result<Listener, StartError> {
     Listener::bind(key, address, max_connections).await.map_err(|source| StartError::Bind { key, address, source })
+}
+
+async fn unix_socket(config: &Config) -> Result<Option<unix::Socket>, StartError> {
+    let Some(path) = &config.listen.socket else { return Ok(None) };
+    let mode = config.listen.socket_mode;
+    let socket = unix::Socket::bind(path, mode).await?;
+    tracing::info!(path = %path.display(), %mode, "the data port is on a Unix socket too");
+    Ok(Some(socket))
 }
 
 /// The data port: the service, health, reflection, as gRPC and as gRPC-web.
