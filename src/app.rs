@@ -1,16 +1,13 @@
 //! The product, assembled. `main` and every test start it here: [`App::bind`], the addresses, then [`App::serve`].
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::Gate,
-    backend::{
-        Backend,
-        upstream::{self, Upstream},
-    },
+    backend::{Backend, upstream},
     cache::{
         disk::{self, Disk},
         fill::Fill,
@@ -23,21 +20,26 @@ use crate::{
         cors, drain,
         grpc::LatentsService,
         http::{Hosts, HttpFront},
-        listen::{Listener, tls},
+        listen::{Listener, tls, unix},
         web,
     },
     hops::Instance,
     job::Limits,
     metrics::Metrics,
-    model::{ModelId, ModelSpec, ModelTable, Task},
-    pipeline::{Parts, Pipeline, Routes},
-    proto, route, task, weights,
+    model::ModelId,
+    pipeline::{Parts, Pipeline},
+    proto, task, weights,
 };
 
 /// How often samples are folded into their histograms.
 const UPKEEP: Duration = Duration::from_secs(5);
 
+mod models;
 mod readiness;
+
+#[cfg(feature = "local")]
+use models::local;
+use models::{find_weights, models, routes, upstream};
 
 /// A bound, not yet serving product.
 pub struct App {
@@ -94,6 +96,9 @@ pub enum StartError {
     /// The disk tier's folder cannot be had.
     #[error(transparent)]
     Disk(#[from] disk::OpenError),
+    /// The data port's Unix socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] unix::BindError),
     /// Anything else.
     #[error(transparent)]
     Other(#[from] crate::error::Error),
@@ -110,7 +115,8 @@ impl App {
         let metrics = Metrics::new();
         metrics.build_info(env!("CARGO_PKG_VERSION"), env!("LATENTGATE_COMMIT"), FEATURES);
         let tls = config.listen.tls.as_ref().map(tls::Acceptor::load).transpose()?;
-        let data = bind("listen.data", config.listen.data, config.listen.max_connections).await?.with_tls(tls);
+        let data = bind("listen.data", config.listen.data, config.listen.max_connections).await?;
+        let data = data.with_tls(tls).with_unix(unix_socket(&config).await?);
         let admin = bind("listen.admin", config.listen.admin, config.listen.max_connections).await?;
         let address =
             |listener: &Listener| listener.address().map_err(|error| internal("a socket has no address", error));
@@ -129,8 +135,7 @@ impl App {
         let backends: Vec<_> = first.into_iter().chain(configured).collect();
         let memory = Memory::new(&config.cache.memory, metrics.clone());
         let disk = open_disk(&config.cache.disk, &metrics).await?;
-        let fill =
-            |disk: &Disk| Fill::start(Arc::new(disk.clone()), config.cache.disk.queue.as_u64(), metrics.clone());
+        let fill = |disk: &Disk| Fill::start(Arc::new(disk.clone()), config.cache.disk.queue.as_u64(), metrics.clone());
         let fills: Vec<_> = disk.as_ref().map(fill).into_iter().collect();
         let pipeline = Pipeline::new(Parts {
             models,
@@ -252,6 +257,14 @@ async fn write_what_waits(fills: &[Fill], grace: Duration) {
     }
 }
 
+async fn unix_socket(config: &Config) -> Result<Option<unix::Socket>, StartError> {
+    let Some(path) = &config.listen.socket else { return Ok(None) };
+    let mode = config.listen.socket_mode;
+    let socket = unix::Socket::bind(path, mode).await?;
+    tracing::info!(path = %path.display(), %mode, "the data port is on a Unix socket too");
+    Ok(Some(socket))
+}
+
 /// The data port: the service, health, reflection, as gRPC and as gRPC-web.
 fn data_router(
     config: &Config,
@@ -274,127 +287,4 @@ fn data_router(
     let http = HttpFront::new(pipeline.clone(), metrics.clone(), times, Hosts::new(&config.hosts));
     // CORS goes around everything that the port serves, so it comes last.
     Ok((health, cors::over(web::over(grpc).merge(http.router()), &config.cors)))
-}
-
-/// A model's weights, or what is said of their absence.
-type FoundWeights = Vec<(ModelId, Result<weights::Found, String>)>;
-
-/// Looks for the weights of every model. Those that the configuration names must be there; those that are merely known
-/// by name may be absent.
-async fn find_weights(config: Config) -> Result<(Config, FoundWeights), StartError> {
-    let search = move || {
-        let hub: Option<PathBuf> = config.weights.hub_cache.clone();
-        let mut all = Vec::new();
-        for spec in config.model_table().iter() {
-            let is_named =
-                config.models.get(spec.id.as_str()).is_some_and(|model| model.weights.is_some() || model.preload);
-            let found = match weights::find(spec, hub.as_deref()) {
-                Err(source) if is_named => return Err(StartError::Weights { model: spec.id.clone(), source }),
-                found => found.map_err(|error| crate::error::chain(&error)),
-            };
-            all.push((spec.id.clone(), found));
-        }
-        Ok((config, all))
-    };
-    task::blocking(search).await.map_err(|panic| internal("looking for weights panicked", panic))?
-}
-
-/// The model table with the checkpoints' own numbers.
-fn models(config: &Config, found: &FoundWeights) -> ModelTable {
-    let mut table = config.model_table();
-    for (id, found) in found {
-        let Some(spec) = table.get(id.as_str()).map(|spec| (**spec).clone()) else { continue };
-        table.insert(match found {
-            Ok(found) => with_checkpoint(spec, found, config),
-            Err(_) => without_weights(spec, config),
-        });
-    }
-    table
-}
-
-/// A model that upstream serves alone does what its endpoints do.
-fn without_weights(mut spec: ModelSpec, config: &Config) -> ModelSpec {
-    let does = |task: &Task| !spec.endpoints(*task).is_empty();
-    let tasks: Vec<_> = spec.tasks.iter().copied().filter(does).collect();
-    if !tasks.is_empty() && policy(config, &spec.id).contains(&route::Name::Upstream) {
-        spec.tasks = tasks;
-    }
-    spec
-}
-
-/// The backends that a model's jobs are for, in order.
-fn policy<'a>(config: &'a Config, model: &ModelId) -> &'a [route::Name] {
-    let own = config.models.get(model.as_str()).and_then(|model| model.backends.as_ref());
-    own.unwrap_or(&config.route.backends)
-}
-
-/// The upstream backend of the models whose jobs may go there; none if there are none.
-async fn upstream(
-    config: &Config,
-    models: &ModelTable,
-    instance: &Instance,
-    metrics: &Metrics,
-) -> Result<Option<Arc<dyn Backend>>, StartError> {
-    let may = |spec: &&Arc<ModelSpec>| {
-        let has_endpoints = Task::ALL.iter().any(|task| !spec.endpoints(*task).is_empty());
-        has_endpoints && policy(config, &spec.id).contains(&route::Name::Upstream)
-    };
-    let specs: Vec<_> = models.iter().filter(may).cloned().collect();
-    let (config, instance, metrics) = (config.upstream.clone(), instance.clone(), metrics.clone());
-    if specs.is_empty() {
-        return Ok(None);
-    }
-    let names: Vec<_> = specs.iter().map(|spec| spec.id.as_str()).collect();
-    tracing::info!(models = names.join(","), "misses of these models may go to upstream endpoints");
-    let start = move || Upstream::start(&config, &specs, instance, metrics);
-    let started = task::blocking(start).await.map_err(|panic| internal("preparing the upstream panicked", panic))?;
-    Ok(Some(Arc::new(started?)))
-}
-
-/// Whom to ask for each model: the caller's own first, then those of the policy.
-fn routes(config: &Config, models: &ModelTable, first: &[Arc<dyn Backend>], configured: &[Arc<dyn Backend>]) -> Routes {
-    let route = |spec: &Arc<ModelSpec>| {
-        let named = |name: &route::Name| configured.iter().find(|backend| backend.name() == name.label());
-        let chosen = policy(config, &spec.id).iter().filter_map(named);
-        (spec.id.clone(), first.iter().chain(chosen).cloned().collect())
-    };
-    Routes { by_model: models.iter().map(route).collect(), spill_at: config.route.spill_at }
-}
-
-/// What the checkpoint says stands above what is known by name, and below what the configuration says.
-fn with_checkpoint(mut spec: ModelSpec, found: &weights::Found, config: &Config) -> ModelSpec {
-    let own = config.models.get(spec.id.as_str());
-    let numbers = &found.numbers;
-    // What is known by name holds for the checkpoint it is known of; another family has other defaults.
-    let fallback = if numbers.family == spec.family { spec.scaling } else { numbers.family.default_scaling() };
-    spec.family = numbers.family;
-    spec.latent_channels = numbers.latent_channels;
-    spec.tasks.clone_from(&found.tasks);
-    spec.scaling.factor = own.and_then(|own| own.scaling_factor).or(numbers.scaling_factor).unwrap_or(fallback.factor);
-    spec.scaling.shift = own.and_then(|own| own.shift_factor).or(numbers.shift_factor).unwrap_or(fallback.shift);
-    let is_declared = own.is_some_and(|own| own.revision.is_some());
-    if !is_declared && !matches!(spec.weights, crate::model::WeightsSource::Hub { .. }) {
-        spec.revision = format!("blake3:{}", found.fingerprint);
-    }
-    spec
-}
-
-#[cfg(feature = "local")]
-fn local(
-    config: &Config,
-    table: &ModelTable,
-    found: FoundWeights,
-    metrics: &Metrics,
-) -> Result<crate::backend::local::Local, StartError> {
-    use crate::backend::local::{Local, LocalModel, ReadWeights, Weights};
-    let model = |(id, found): (ModelId, Result<weights::Found, String>)| {
-        let spec = table.get(id.as_str())?.clone();
-        let preload = config.models.get(id.as_str()).is_some_and(|model| model.preload);
-        let weights = found.map(|found| {
-            let read = move || Ok(Weights { config: found.config.clone(), tensors: found.read()? });
-            Box::new(read) as ReadWeights
-        });
-        Some(LocalModel { spec, weights, preload })
-    };
-    Ok(Local::start(&config.engine, found.into_iter().filter_map(model).collect(), metrics.clone())?)
 }

@@ -20,7 +20,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     backend::upstream,
     cache::{disk, memory},
-    front::{cors, listen::tls},
+    front::{
+        cors,
+        listen::{tls, unix},
+    },
     pipeline::Keep,
     route, telemetry,
 };
@@ -78,7 +81,12 @@ pub struct Listen {
     pub data: SocketAddr,
     /// Address of the admin port: metrics, liveness, readiness.
     pub admin: SocketAddr,
-    /// Connections served at a time, on each port; more wait in the kernel.
+    /// Path of a Unix socket that serves what the data port serves, without TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// Permissions of that socket's file.
+    pub socket_mode: unix::Mode,
+    /// Connections served at a time, on each port; more wait in the kernel. The socket's are the data port's.
     pub max_connections: usize,
     /// TLS on the data port; plain text without it. The admin port has none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -189,6 +197,8 @@ impl Default for Listen {
         Self {
             data: SocketAddr::from(([127, 0, 0, 1], 8790)),
             admin: SocketAddr::from(([127, 0, 0, 1], 8791)),
+            socket: None,
+            socket_mode: unix::Mode::default(),
             max_connections: 1024,
             tls: None,
         }

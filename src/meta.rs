@@ -97,6 +97,11 @@ impl Meta {
 impl Provenance {
     /// `backend` made it, in no time worth telling.
     pub const fn none(backend: &'static str) -> Self {
-        Self { backend: Cow::Borrowed(backend), queued: Duration::ZERO, computed: Duration::ZERO, rendered: Duration::ZERO }
+        Self {
+            backend: Cow::Borrowed(backend),
+            queued: Duration::ZERO,
+            computed: Duration::ZERO,
+            rendered: Duration::ZERO,
+        }
     }
 }

@@ -39,8 +39,8 @@ mod sweep;
 mod write;
 
 use condition::Condition;
-pub use folder::{Faults, OpenError, Operation};
 use folder::Folder;
+pub use folder::{Faults, OpenError, Operation};
 use index::Index;
 use read::{Opened, Refusal};
 pub use sweep::{Found, Swept};

@@ -128,6 +128,21 @@ fn tls_files_that_are_not_there_and_origins_that_no_browser_sends_are_faults() {
 }
 
 #[test]
+fn a_socket_has_a_path_that_the_kernel_takes_and_a_mode_that_its_owner_can_use() {
+    let config = load("[listen]\nsocket = \"data.sock\"\nsocket_mode = \"0660\"\n").unwrap();
+    assert_eq!(config.listen.socket.as_deref(), Some(Path::new("data.sock")));
+    assert_eq!(config.listen.socket_mode, "660".parse().unwrap());
+    assert_eq!(load(&config.to_toml()).unwrap(), config);
+    for path in [String::new(), "x".repeat(200)] {
+        assert_eq!(faults(&format!("[listen]\nsocket = \"{path}\"\n")), ["listen.socket"], "{path}");
+    }
+    for mode in ["", "+600", "0400", "0o600", "0680", "01600", "rw", "99999999999"] {
+        let error = load(&format!("[listen]\nsocket_mode = \"{mode}\"\n")).unwrap_err().to_string();
+        assert!(error.contains("listen.socket_mode") && error.contains("\"0600\""), "{mode}: {error}");
+    }
+}
+
+#[test]
 fn hosts_and_endpoints_name_what_can_be_there() {
     let text = "[hosts]\n\"a.example\" = \"decode/sd-v1\"\n\"b.example:443\" = \"decode/sd-v1\"\n\
                 \"c.example\" = \"encode/hunyuan-video\"\n\"d.example\" = \"decode/nope\"\n";

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::{Config, ConfigError, Fault};
-use crate::{front::cors, telemetry};
+use crate::{
+    front::{cors, listen::unix},
+    telemetry,
+};
 
 /// More at once is no configuration but a slip.
 const MAX_COUNT: usize = 1_000_000;
@@ -101,7 +104,7 @@ impl Config {
         }
     }
 
-    /// Addresses, TLS files and web origins. What is in the files shows when the port is bound.
+    /// Addresses, the socket's path, TLS files and web origins. What is in the files shows when the port is bound.
     fn check_edge(&self, faults: &mut Vec<Fault>) {
         let mut fault = |key: &str, value: String, remedy: &str| {
             faults.push(Fault { key: key.to_owned(), value, remedy: remedy.to_owned() });
@@ -109,6 +112,10 @@ impl Config {
         let data = self.listen.data;
         if data == self.listen.admin && data.port() != 0 {
             fault("listen.admin", data.to_string(), "must differ from listen.data");
+        }
+        if let Some(path) = self.listen.socket.as_ref().filter(|path| !unix::is_path(path)) {
+            let remedy = "must be the path of a file, of about 100 bytes at most: leave it out, or name a shorter one";
+            fault("listen.socket", path.display().to_string(), remedy);
         }
         if let Some(tls) = &self.listen.tls {
             for (key, path) in

@@ -1,4 +1,5 @@
-//! Sockets: accept, serve HTTP/1.1 and HTTP/2 on one port, with TLS or without, drain.
+//! Sockets: accept, serve HTTP/1.1 and HTTP/2 on one port, with TLS or without, drain. A Unix socket may stand beside the
+//! port: the same routes, bound and drain, and never TLS, since what is said there does not leave the machine.
 //!
 //! Our own hyper server, since tonic's would answer CANCELLED for a passed deadline and stop watching at the response
 //! head. Connections are bounded: past the bound, new ones wait in the kernel's backlog.
@@ -16,7 +17,7 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
@@ -26,6 +27,7 @@ use crate::task;
 
 mod greeting;
 pub mod tls;
+pub mod unix;
 
 use greeting::{Protocol, greeting};
 
@@ -48,13 +50,20 @@ const HEADER_BYTES: u32 = 16 << 10;
 /// After an accept fails (out of descriptors), a pause, or the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// One listening socket and what it serves.
+/// One port, perhaps with a Unix socket beside it, and what it serves.
 pub struct Listener {
     name: &'static str,
     socket: TcpListener,
+    unix: Option<unix::Socket>,
     router: Router,
     tls: Option<tls::Acceptor>,
     connections: Arc<Semaphore>,
+}
+
+/// What was accepted.
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
 }
 
 /// One accepted connection. It ends with its peer, or with the drain that watches it.
@@ -75,7 +84,7 @@ impl Listener {
     pub async fn bind(name: &'static str, address: SocketAddr, max_connections: usize) -> io::Result<Self> {
         let socket = TcpListener::bind(address).await?;
         let connections = Arc::new(Semaphore::new(max_connections));
-        Ok(Self { name, socket, router: Router::new(), tls: None, connections })
+        Ok(Self { name, socket, unix: None, router: Router::new(), tls: None, connections })
     }
 
     /// Serves `router`.
@@ -88,6 +97,12 @@ impl Listener {
     #[must_use]
     pub fn with_tls(self, tls: Option<tls::Acceptor>) -> Self {
         Self { tls, ..self }
+    }
+
+    /// Serves on this socket too, if there is one.
+    #[must_use]
+    pub fn with_unix(self, unix: Option<unix::Socket>) -> Self {
+        Self { unix, ..self }
     }
 
     /// The bound address: the real port, where 0 was asked for.
@@ -115,22 +130,16 @@ impl Listener {
             };
             task::spawn(tracing::Span::none(), connection.serve(stream)).detach();
         }
-        drop(self.socket);
+        drop((self.socket, self.unix));
         if timeout(grace, drain.shutdown()).await.is_err() {
             tracing::warn!(listener = self.name, ?grace, "requests still open after the grace period are cut");
         }
     }
 
-    async fn accept(&self) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+    async fn accept(&self) -> Option<(Stream, OwnedSemaphorePermit)> {
         let slot = self.connections.clone().acquire_owned().await.ok()?;
-        match self.socket.accept().await {
-            Ok((stream, _peer)) => {
-                // Without it, one small answer waits 40 ms for the peer's delayed acknowledgement.
-                if let Err(error) = stream.set_nodelay(true) {
-                    tracing::debug!(listener = self.name, %error, "no TCP_NODELAY");
-                }
-                Some((stream, slot))
-            }
+        match self.next().await {
+            Ok(stream) => Some((stream, slot)),
             Err(error) => {
                 tracing::warn!(listener = self.name, %error, "accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -138,23 +147,44 @@ impl Listener {
             }
         }
     }
+
+    /// The next connection of either socket.
+    async fn next(&self) -> io::Result<Stream> {
+        let Some(unix) = &self.unix else { return self.tcp().await };
+        tokio::select! {
+            stream = self.tcp() => stream,
+            stream = unix.accept() => stream.map(Stream::Unix),
+        }
+    }
+
+    async fn tcp(&self) -> io::Result<Stream> {
+        let (stream, _peer) = self.socket.accept().await?;
+        // Without it, one small answer waits 40 ms for the peer's delayed acknowledgement.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(listener = self.name, %error, "no TCP_NODELAY");
+        }
+        Ok(Stream::Tcp(stream))
+    }
 }
 
 // === impl Connection ===
 
 impl Connection {
-    async fn serve(self, stream: TcpStream) {
-        match self.tls.clone() {
-            None => {
-                if let Some((protocol, stream)) = self.in_time(greeting(stream)).await {
-                    self.converse(protocol, stream).await;
-                }
-            }
-            Some(tls) => {
+    async fn serve(self, stream: Stream) {
+        match (stream, self.tls.clone()) {
+            (Stream::Unix(stream), _) => self.plain(stream).await,
+            (Stream::Tcp(stream), None) => self.plain(stream).await,
+            (Stream::Tcp(stream), Some(tls)) => {
                 if let Some((protocol, stream)) = self.in_time(tls.greeting(stream)).await {
                     self.converse(protocol, stream).await;
                 }
             }
+        }
+    }
+
+    async fn plain(self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+        if let Some((protocol, stream)) = self.in_time(greeting(stream)).await {
+            self.converse(protocol, stream).await;
         }
     }
 

@@ -77,11 +77,7 @@ impl Checked {
 const MAX_SIDE: u32 = 65_535;
 
 /// The canonical latents, and the same in the 16-bit type that they came in.
-fn canonical_latents(
-    spec: &DecodeSpec,
-    data: Bytes,
-    first_only: bool,
-) -> Result<(Tensor, Option<Tensor>), Error> {
+fn canonical_latents(spec: &DecodeSpec, data: Bytes, first_only: bool) -> Result<(Tensor, Option<Tensor>), Error> {
     let bad = |error| Error::bad_request("data", error);
     let mut sent =
         Tensor::try_new(spec.dtype, spec.shape.clone(), data).map_err(|error| Error::bad_request("data", error))?;

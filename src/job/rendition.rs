@@ -65,7 +65,12 @@ impl Output {
     }
 
     /// Makes this form of a decode whose form `from` is `bytes` of that dtype and shape. Work for a blocking thread.
-    pub fn derive(self, from: Self, (dtype, shape): (DType, Shape), bytes: &Bytes) -> Result<Rendition, RenditionError> {
+    pub fn derive(
+        self,
+        from: Self,
+        (dtype, shape): (DType, Shape),
+        bytes: &Bytes,
+    ) -> Result<Rendition, RenditionError> {
         if !self.sources().contains(&from) {
             return Err(RenditionError::Form { from, to: self });
         }

@@ -35,6 +35,7 @@ mod parity;
 mod policies;
 mod routes;
 mod seeds;
+mod unix_socket;
 mod upstream;
 mod upstream_faults;
 mod upstream_trust;

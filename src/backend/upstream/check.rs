@@ -21,8 +21,8 @@ mod png;
 
 use finite::FiniteCheck;
 use mp4::Mp4Check;
-use png::PngCheck;
 pub(super) use png::Pixels;
+use png::PngCheck;
 
 /// What the body of a reply must be.
 #[derive(Clone, Debug, PartialEq, Eq)]

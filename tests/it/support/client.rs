@@ -8,7 +8,10 @@ use latentgate::proto::{
     decode_response::Event, encode_response, latents_client::LatentsClient,
 };
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Code, Request, Status, Streaming, transport::Channel};
+use tonic::{
+    Code, Request, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
 use tonic_types::StatusExt as _;
 
 use super::PATIENCE;
@@ -65,7 +68,12 @@ impl Answer {
 
 impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
-        let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
+        Self::connect_to(format!("http://{address}")).await
+    }
+
+    /// By the names that gRPC has for servers: `http://HOST:PORT`, `unix:PATH`.
+    pub async fn connect_to(name: String) -> Self {
+        let endpoint = Endpoint::from_shared(name).unwrap();
         let channel = endpoint.connect().await.expect("the data port answers");
         Self { grpc: LatentsClient::new(channel.clone()), channel }
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use latentgate::tensor::Shape;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
     time::timeout,
 };
@@ -65,8 +65,12 @@ impl HttpAnswer {
 
 /// Sends these bytes and reads until the server ends the connection; `None` if nothing that is HTTP came.
 pub async fn raw(address: SocketAddr, bytes: &[u8]) -> Option<HttpAnswer> {
+    exchange(TcpStream::connect(address).await.expect("the data port answers"), bytes).await
+}
+
+/// The same, over a connection.
+pub async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &[u8]) -> Option<HttpAnswer> {
     let exchange = async {
-        let mut stream = TcpStream::connect(address).await.expect("the data port answers");
         // The server may have said enough before everything is sent.
         drop(stream.write_all(bytes).await);
         let mut answer = Vec::new();
