@@ -53,6 +53,7 @@ pub struct App {
     readiness: watch::Sender<Readiness>,
     draining: CancellationToken,
     health: tonic_health::server::HealthReporter,
+    disk: Option<Disk>,
     fills: Vec<Fill>,
     grace: Duration,
 }
@@ -135,8 +136,7 @@ impl App {
         let backends: Vec<_> = first.into_iter().chain(configured).collect();
         let memory = Memory::new(&config.cache.memory, metrics.clone());
         let disk = open_disk(&config.cache.disk, &metrics).await?;
-        let fill = |disk: &Disk| Fill::start(Arc::new(disk.clone()), config.cache.disk.queue.as_u64(), metrics.clone());
-        let fills: Vec<_> = disk.as_ref().map(fill).into_iter().collect();
+        let fills = fills(disk.as_ref(), &config.cache.disk, &metrics);
         let pipeline = Pipeline::new(Parts {
             models,
             limits: limits(&config.limits),
@@ -155,7 +155,8 @@ impl App {
         let (health, data_router) = data_router(&config, &pipeline, &metrics, &draining)?;
         let (readiness, watched) = watch::channel(Readiness::NotReady(vec!["starting".to_owned()]));
         let admin_router =
-            Admin { metrics: metrics.clone(), memory, disk, fills: fills.clone(), readiness: watched }.router();
+            Admin { metrics: metrics.clone(), memory, disk: disk.clone(), fills: fills.clone(), readiness: watched }
+                .router();
         Ok(Self {
             data: data.with(data_router),
             admin: admin.with(admin_router),
@@ -167,6 +168,7 @@ impl App {
             readiness,
             draining,
             health,
+            disk,
             fills,
             grace: config.shutdown.grace,
         })
@@ -185,7 +187,8 @@ impl App {
     /// Serves until `stop` is cancelled; then not ready, no new connections, open requests finish within the grace
     /// period, end.
     pub async fn serve(self, stop: CancellationToken) {
-        let Self { data, admin, metrics, required, backends, readiness, draining, health, fills, grace, .. } = self;
+        let Self { data, admin, metrics, required, backends, readiness, draining, health, disk, fills, grace, .. } =
+            self;
         let watching =
             task::spawn(tracing::Span::none(), readiness::keep(required, backends, readiness, health, stop.clone()));
         let upkeep = task::spawn(tracing::Span::none(), async move {
@@ -205,6 +208,7 @@ impl App {
         });
         data.serve(stop, grace).await;
         write_what_waits(&fills, grace).await;
+        disk.iter().for_each(Disk::close);
         admin_stop.cancel();
         if let Err(error) = admin.join().await {
             tracing::error!(%error, "the admin listener panicked");
@@ -245,6 +249,12 @@ async fn open_disk(config: &disk::Config, metrics: &Metrics) -> Result<Option<Di
     let (config, metrics) = (config.clone(), metrics.clone());
     let opened = task::blocking(move || Disk::open(path, &config, metrics)).await;
     Ok(Some(opened.map_err(|panic| internal("opening the disk tier panicked", panic))??))
+}
+
+/// The tiers below memory, each behind its queue.
+fn fills(disk: Option<&Disk>, config: &disk::Config, metrics: &Metrics) -> Vec<Fill> {
+    let fill = |disk: &Disk| Fill::start(Arc::new(disk.clone()), config.queue.as_u64(), metrics.clone());
+    disk.map(fill).into_iter().collect()
 }
 
 /// What was answered and waits for a tier is written before the end, within the grace period.

@@ -10,70 +10,11 @@ use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 mod catalogue;
+mod labels;
 
 pub use catalogue::{CATALOGUE, Declared, Kind};
 use catalogue::{DURATION_BUCKETS, name};
-
-/// How a request ended, and where its answer came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// Found whole in the memory tier.
-    HitMemory,
-    /// Found whole in the disk tier, or on its way there.
-    HitDisk,
-    /// Rendered from another form of the same decode.
-    Derived,
-    /// Attached to a run in progress.
-    Coalesced,
-    /// Made by a backend for this request.
-    Computed,
-    /// Not answered.
-    Error,
-}
-
-/// Which front a request came through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Front {
-    /// gRPC.
-    Grpc,
-    /// The HTTP protocol of diffusers.
-    Http,
-}
-
-/// A storage level.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TierName {
-    /// The memory tier.
-    Memory,
-    /// The disk tier.
-    Disk,
-}
-
-/// Why a tier let an artifact go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EvictionReason {
-    /// For room.
-    Size,
-    /// Past its time to live.
-    Expired,
-    /// For room that others need on the same file system.
-    Space,
-}
-
-/// What a tier answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LookupResult {
-    /// The artifact.
-    Hit,
-    /// Not there.
-    Miss,
-    /// It was to be there, and is not.
-    Stale,
-    /// It is there, and not what was stored.
-    Corrupt,
-    /// The tier has no time now, or has failed.
-    Throttled,
-}
+pub use labels::{EvictionReason, Front, LookupResult, Outcome, TierName};
 
 /// Facts of a request that is over.
 #[derive(Clone, Debug)]
@@ -111,71 +52,6 @@ struct Inner {
 pub struct Alive {
     gauge: Gauge,
     amount: f64,
-}
-
-// === impl labels ===
-
-impl Outcome {
-    /// Whether the answer was there already, and no run was made for it or joined.
-    pub const fn is_hit(self) -> bool {
-        matches!(self, Self::HitMemory | Self::HitDisk)
-    }
-
-    /// Metric label.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::HitMemory => "hit_memory",
-            Self::HitDisk => "hit_disk",
-            Self::Derived => "derived",
-            Self::Coalesced => "coalesced",
-            Self::Computed => "computed",
-            Self::Error => "error",
-        }
-    }
-}
-
-impl Front {
-    /// Metric label.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Grpc => "grpc",
-            Self::Http => "http",
-        }
-    }
-}
-
-impl TierName {
-    /// Metric label.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::Disk => "disk",
-        }
-    }
-}
-
-impl EvictionReason {
-    /// Metric label.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Size => "size",
-            Self::Expired => "expired",
-            Self::Space => "space",
-        }
-    }
-}
-
-impl LookupResult {
-    /// Metric label.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Miss => "miss",
-            Self::Stale => "stale",
-            Self::Corrupt => "corrupt",
-            Self::Throttled => "throttled",
-        }
-    }
 }
 
 // === impl Metrics ===

@@ -19,10 +19,13 @@ use std::{io, path::PathBuf, sync::Arc, time::Duration};
 use bytesize::ByteSize;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::timeout,
+};
 use tracing::Span;
 
-use super::tier::{Lookup, Refused, Tier};
+use super::tier::{Lookup, Refused, Rest, Stored, Tier};
 use crate::{
     artifact::Artifact,
     key::ContentKey,
@@ -148,6 +151,13 @@ impl Disk {
         Ok(Self(shared))
     }
 
+    /// Gives the folder up. Lookups find nothing from now on, and nothing is taken in.
+    pub fn close(&self) {
+        // Whoever is moving names is let finish.
+        let _names = self.0.names.lock();
+        self.0.folder.close();
+    }
+
     /// Brings the gauges up to date.
     pub fn report(&self) {
         let [entries, bytes, capacity] = self.usage();
@@ -175,15 +185,20 @@ impl Disk {
         if !shared.expects(&key) {
             return Lookup::Miss;
         }
-        if shared.reads.is_resting() {
+        if shared.folder.is_closed() || shared.reads.is_resting() {
             return Lookup::Throttled;
         }
-        let reader = shared.clone();
+        let reader = self.clone();
         let turns = shared.turns.clone();
         let opened = async move {
             // Kept until the thread is done with the disk, however long ago its reader has left.
             let turn = turns.acquire_owned().await.ok()?;
-            task::blocking(move || (reader.folder.read(&key), turn)).await.ok()
+            let read = move || {
+                let opened = reader.0.folder.read(&key);
+                opened.as_ref().err().iter().for_each(|refusal| reader.note(&key, refusal));
+                (opened, turn)
+            };
+            task::blocking(read).await.ok()
         };
         let Ok(Some((opened, turn))) = timeout(shared.config.read_time, opened).await else {
             self.failed_to_read(&io::Error::from(io::ErrorKind::TimedOut));
@@ -195,56 +210,58 @@ impl Disk {
                 Lookup::Hit(Box::new(self.stream(key, opened, turn)))
             }
             Err(Refusal::Absent) => self.forget(key).await,
-            Err(Refusal::Foreign(why)) => {
-                // Left where it is: its own version may come back.
-                tracing::debug!(?key, %why, "a file of the disk tier is of another version");
-                Lookup::Stale
-            }
-            Err(Refusal::Corrupt(why)) => {
-                self.clone().set_aside(key, why).await;
-                Lookup::Corrupt
-            }
-            Err(Refusal::Failed(error)) => {
-                self.failed_to_read(&error);
-                Lookup::Throttled
-            }
+            Err(Refusal::Foreign(_)) => Lookup::Stale,
+            Err(Refusal::Corrupt(_)) => Lookup::Corrupt,
+            Err(Refusal::Failed(_)) => Lookup::Throttled,
         }
     }
 
     /// The chunks behind the first, read one ahead of whoever takes them.
-    fn stream(&self, key: ContentKey, opened: Opened, turn: tokio::sync::OwnedSemaphorePermit) -> super::tier::Stored {
+    fn stream(&self, key: ContentKey, opened: Opened, turn: OwnedSemaphorePermit) -> Stored {
         let Opened { head, first, rest } = opened;
-        let Some(mut rest) = rest else { return super::tier::Stored::new(head, first, None) };
-        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let Some(mut rest) = rest else { return Stored::new(head, first, None) };
+        let (sender, receiver) = mpsc::channel(1);
         let disk = self.clone();
-        // Ends with the file, or when nobody takes the chunks any more.
-        task::spawn(Span::current(), async move {
-            let read = task::blocking(move || {
-                let _turn = turn;
-                loop {
-                    match rest.next() {
-                        Ok(None) => return Ok(()),
-                        Ok(Some(chunk)) => {
-                            if sender.blocking_send(Ok(chunk)).is_err() {
-                                return Ok(());
-                            }
-                        }
-                        Err(refusal) => {
-                            // Whoever reads on finds out, and whoever does not has no need to.
-                            drop(sender.blocking_send(Err(refusal.fault())));
-                            return Err(refusal);
-                        }
+        let read = move || {
+            let _turn = turn;
+            loop {
+                let chunk = match rest.next() {
+                    Ok(None) => return,
+                    Ok(Some(chunk)) => Ok(chunk),
+                    Err(refusal) => {
+                        disk.note(&key, &refusal);
+                        Err(refusal.fault())
                     }
+                };
+                let is_last = chunk.is_err();
+                // Nobody takes the chunks any more if it cannot be sent.
+                if sender.blocking_send(chunk).is_err() || is_last {
+                    return;
                 }
-            });
-            match read.await {
-                Ok(Err(Refusal::Corrupt(why))) => disk.set_aside(key, why).await,
-                Ok(Err(Refusal::Failed(error))) => disk.failed_to_read(&error),
-                Ok(_) | Err(_) => {}
             }
-        })
-        .detach();
-        super::tier::Stored::new(head, first, Some(receiver))
+        };
+        // Ends with the file, or with its reader. A panic drops the sender, and the reader finds a short artifact.
+        task::spawn(Span::current(), async move { drop(task::blocking(read).await) }).detach();
+        Stored::new(head, first, Some(Rest { chunks: receiver, patience: self.0.config.read_time }))
+    }
+
+    /// Counts what is wrong with a file, and takes a damaged one out of the way. Blocks.
+    fn note(&self, key: &ContentKey, refusal: &Refusal) {
+        match refusal {
+            Refusal::Corrupt(why) => {
+                self.0.metrics.cache_corrupt(TierName::Disk);
+                tracing::warn!(
+                    ?key,
+                    why,
+                    "a file of the disk tier is damaged; it is set aside, and its artifact made anew"
+                );
+                self.0.set_aside(key);
+            }
+            Refusal::Failed(error) => self.failed_to_read(error),
+            // Left where it is: its own version may come back.
+            Refusal::Foreign(why) => tracing::debug!(?key, %why, "a file of the disk tier is of another version"),
+            Refusal::Absent => {}
+        }
     }
 
     /// Takes what has vanished out of the index.
@@ -272,16 +289,8 @@ impl Disk {
         self.0.metrics.cache_degraded(TierName::Disk, is_degraded);
     }
 
-    /// Counts a damaged file and takes it out of the way.
-    async fn set_aside(self, key: ContentKey, why: &'static str) {
-        self.0.metrics.cache_corrupt(TierName::Disk);
-        tracing::warn!(?key, why, "a file of the disk tier is damaged; it is set aside, and its artifact made anew");
-        // If the file cannot be moved it is found damaged again, and never served.
-        drop(task::blocking(move || self.0.set_aside(&key)).await);
-    }
-
     async fn write(&self, artifact: Arc<Artifact>) -> Result<(), Refused> {
-        if self.0.writes.is_resting() {
+        if self.0.folder.is_closed() || self.0.writes.is_resting() {
             return Err(Refused::Resting);
         }
         let shared = self.0.clone();

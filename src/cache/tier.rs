@@ -3,10 +3,10 @@
 //! A tier is asked by a flight's leader, so once for any number of equal requests. It proves every chunk before it gives
 //! it out, and nothing that goes wrong in it ever fails a job: whatever is not a hit is a miss with a reason.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     artifact::{Artifact, envelope::Head},
@@ -52,7 +52,15 @@ pub struct Stored {
     /// Everything about it but its bytes.
     pub head: Head,
     first: Option<Bytes>,
-    rest: Option<mpsc::Receiver<Result<Bytes, Fault>>>,
+    rest: Option<Rest>,
+}
+
+/// The chunks behind the first.
+pub struct Rest {
+    /// Each proved. It ends with the artifact or with a fault.
+    pub chunks: mpsc::Receiver<Result<Bytes, Fault>>,
+    /// The longest that one may be waited for.
+    pub patience: Duration,
 }
 
 /// How a tier can fail within an artifact.
@@ -104,7 +112,7 @@ impl Lookup {
 
 impl Stored {
     /// An artifact whose first chunk is proved, and the others to come, if there are any.
-    pub const fn new(head: Head, first: Bytes, rest: Option<mpsc::Receiver<Result<Bytes, Fault>>>) -> Self {
+    pub const fn new(head: Head, first: Bytes, rest: Option<Rest>) -> Self {
         Self { head, first: Some(first), rest }
     }
 
@@ -115,7 +123,12 @@ impl Stored {
         }
         match &mut self.rest {
             None => Ok(None),
-            Some(rest) => rest.recv().await.transpose(),
+            Some(Rest { chunks, patience }) => {
+                timeout(*patience, chunks.recv()).await.map_err(|_| Fault::Unreadable)?.transpose()
+            }
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod conformance;

@@ -23,11 +23,15 @@ mod chain;
 mod cli;
 mod coalescing;
 #[cfg(feature = "local")]
+mod derive;
 mod diffusers;
 mod digest_first;
+mod disk;
 mod edge;
 mod faults;
 mod http;
+#[cfg(feature = "local")]
+mod kill;
 mod memory;
 mod operations;
 #[cfg(feature = "local")]

@@ -89,6 +89,8 @@ async fn every_metric_of_the_catalogue_is_recorded_described_and_in_the_readme()
     let mut config = preloading();
     // Room for one artifact of the two: one is evicted.
     config.cache.memory.capacity = bytesize::ByteSize::kib(8);
+    let folder = tempfile::TempDir::new().unwrap();
+    config.cache.disk.path = Some(folder.path().to_owned());
     // An endpoint that is not there: asked first, failed over from.
     let model = config.models.entry("builtin".to_owned()).or_default();
     model.backends = Some(vec![Name::Upstream, Name::Local]);

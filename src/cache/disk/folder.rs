@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -66,8 +66,9 @@ pub(super) struct Folder {
     root: PathBuf,
     faults: Faults,
     next: AtomicU64,
-    /// Locked for as long as it lives.
-    _lock: File,
+    /// Locked for as long as it is open.
+    lock: File,
+    is_closed: AtomicBool,
 }
 
 /// No faults but the disk's own.
@@ -88,7 +89,8 @@ impl Folder {
             Err(TryLockError::Error(source)) => return Err(refused(source)),
         }
         let root = path.join(format!("v{VERSION}"));
-        let folder = Self { root, path: path.clone(), faults, next: AtomicU64::new(0), _lock: lock };
+        let folder =
+            Self { root, path: path.clone(), faults, next: AtomicU64::new(0), lock, is_closed: AtomicBool::new(false) };
         folder.prepare().map_err(refused)?;
         Ok(folder)
     }
@@ -112,6 +114,19 @@ impl Folder {
     /// As configured, for messages.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Gives the folder up, for whoever wants it next. From now on nothing in it is touched.
+    pub(super) fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
+        if let Err(error) = self.lock.unlock() {
+            // The end of the process does it too.
+            tracing::debug!(path = %self.path.display(), %error, "the lock of the disk tier stays");
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire)
     }
 
     /// To be asked by whoever goes on with a file.

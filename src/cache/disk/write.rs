@@ -19,7 +19,7 @@ use crate::{
 
 impl Shared {
     /// Writes an artifact and makes it visible. Whatever fails on the way, what was there before stays, and nothing of
-    /// the new file does.
+    /// the new file does. A file system that is full, whatever it says of its free bytes, is met once by letting others go.
     pub(super) fn write(&self, artifact: &Artifact) -> io::Result<Result<(), Refused>> {
         let head = Head::of(artifact);
         let encoded = head.encode();
@@ -27,14 +27,25 @@ impl Shared {
         if let Err(refused) = self.make_room(bytes)? {
             return Ok(Err(refused));
         }
+        let written = match self.try_write(&encoded, bytes, artifact) {
+            Err(error) if is_full(&error) => {
+                self.evict(bytes, EvictionReason::Space);
+                self.try_write(&encoded, bytes, artifact)
+            }
+            written => written,
+        };
+        written.map(Ok)
+    }
+
+    fn try_write(&self, head: &[u8], bytes: u64, artifact: &Artifact) -> io::Result<()> {
         let (new, file) = self.folder.create()?;
-        let written = self.fill(file, &encoded, artifact);
+        let written = self.fill(file, head, artifact);
         let published = written.and_then(|()| self.publish(&new, bytes, artifact));
         if published.is_err() {
             // Gone already if it was the name that failed; at the next start at the latest.
             drop(fs::remove_file(&new));
         }
-        published.map(Ok)
+        published
     }
 
     /// Lets others go until `bytes` fit, into the capacity and above the free space that is to stay.
@@ -105,6 +116,10 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Takes the room before a byte is written, where the file system can: a disk that is full says so now.
