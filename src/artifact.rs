@@ -2,10 +2,11 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::{
     body::{Body, BodyReader, Seal},
+    error::Error,
     key::ContentKey,
     meta::Meta,
     model::{ModelId, Task},
@@ -73,6 +74,36 @@ impl Artifact {
         self.body.slices()
     }
 
+    /// The same artifact in slices of [`envelope::CHUNK_BYTES`]; none if it lies in about so few already. What came over a
+    /// connection lies in the pieces that were read, and every one of them would be a frame, and a system call, each time it
+    /// is sent. Copies every byte: work for a blocking thread.
+    pub fn compacted(&self) -> Result<Option<Arc<Self>>, Error> {
+        let slices = self.slices();
+        let fewest = self.seal.length.div_ceil(envelope::CHUNK_BYTES as u64);
+        if slices.len() as u64 <= fewest + 1 && (slices.len() < 2 || fewest > 1) {
+            return Ok(None);
+        }
+        let (mut writer, body) = Body::channel();
+        writer.begin_proved(self.meta.clone(), self.seal)?;
+        let mut joined = BytesMut::new();
+        let mut left = self.seal.length;
+        for mut slice in slices {
+            while !slice.is_empty() {
+                if joined.is_empty() {
+                    joined.reserve(left.min(envelope::CHUNK_BYTES as u64) as usize);
+                }
+                let taken = slice.split_to(slice.len().min(envelope::CHUNK_BYTES - joined.len()));
+                left -= taken.len() as u64;
+                joined.extend_from_slice(&taken);
+                if joined.len() == envelope::CHUNK_BYTES || left == 0 {
+                    writer.append(joined.split().freeze())?;
+                }
+            }
+        }
+        writer.finish(|_, _, _| {})?;
+        Ok(Some(Self::of(self.subject.clone(), &self.meta, self.seal, &body)))
+    }
+
     /// Bytes this artifact keeps in memory: its payload and what stands around it.
     pub fn weight(&self) -> u64 {
         /// Key, metadata, the body's and the map's own structures: measured at about 700 bytes, rounded up.
@@ -108,5 +139,33 @@ impl Artifact {
         let mut made = None;
         writer.finish(|meta, seal, body| made = Some(Self::of(subject, meta, seal, body))).unwrap();
         made.unwrap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compacting_changes_the_slices_and_nothing_else() {
+        const CHUNK: usize = envelope::CHUNK_BYTES;
+        for lengths in
+            [vec![7, 9], vec![CHUNK - 1, 2, 5], vec![300_000; 11], vec![CHUNK, CHUNK, 1], vec![0, 50], vec![]]
+        {
+            let slices: Vec<_> = (1u8..).zip(lengths).map(|(n, length)| Bytes::from(vec![n; length])).collect();
+            let (mut writer, body) = Body::channel();
+            let whole = slices.concat();
+            writer.begin(Meta::sample(whole.len() as u64)).unwrap();
+            for slice in slices {
+                writer.append(slice).unwrap();
+            }
+            let seal = writer.finish(|_, _, _| {}).unwrap();
+            let sample = Artifact::sample(1, Bytes::new());
+            let artifact = Artifact::of(sample.subject.clone(), body.meta().unwrap(), seal, &body);
+            let compacted = artifact.compacted().unwrap().unwrap_or_else(|| artifact.clone());
+            assert_eq!((compacted.slices().concat(), compacted.seal), (whole.clone(), seal));
+            assert!(compacted.slices().len() <= whole.len().div_ceil(CHUNK) + 1, "{}", compacted.slices().len());
+            assert!(compacted.compacted().unwrap().is_none());
+        }
     }
 }

@@ -14,4 +14,11 @@ impl Progress {
     pub fn fraction(self) -> f32 {
         if self.total == 0 { 0.0 } else { self.done as f32 / self.total as f32 }
     }
+
+    /// Nothing is left to do. Says whether that is news.
+    pub fn complete(&mut self) -> bool {
+        let all = self.total.max(1);
+        let whole = Self { done: all, total: all };
+        std::mem::replace(self, whole) != whole
+    }
 }

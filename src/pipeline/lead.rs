@@ -18,7 +18,9 @@ use crate::{
     meta::{ContentType, Meta},
     metrics::Outcome,
     model::{ModelSpec, Task},
+    progress::Progress,
     route::{self, Candidate, Failures},
+    task,
 };
 
 /// What a leader is to do.
@@ -46,19 +48,41 @@ impl Pipeline {
             Ok(made) => made,
             Err(error) => return lead.writer.fail(error),
         };
-        let Lead { writer, wish, .. } = lead;
+        let Lead { writer, wish, progress, .. } = lead;
+        // What is left is worth finishing, though the last reader may leave with its last byte.
+        progress.send_if_modified(Progress::complete);
+        let mut fresh = None;
         let kept = writer.finish(|meta, seal, body| match made {
             Made::Stored(subject) => self.remember(Artifact::of(subject, meta, seal, body), &order.model),
             Made::Anew if wish.is_allowed() && self.keeps(&order) => {
                 let task = order.work.as_ref().map_or(Task::Decode, |(job, ..)| job.task());
                 let (key, model) = (order.key, order.model.id.clone());
                 let subject = Subject { key, model, task, made: SystemTime::now() };
-                self.keep(&Artifact::of(subject, meta, seal, body), &order.model);
+                let artifact = Artifact::of(subject, meta, seal, body);
+                self.remember(artifact.clone(), &order.model);
+                fresh = Some(artifact);
             }
             Made::Anew => {}
         });
         if let Err(error) = kept {
             tracing::error!(%error, model = %order.model.id, "an answer is not whole");
+        }
+        if let Some(artifact) = fresh {
+            self.store(artifact, &order.model).await;
+        }
+    }
+
+    /// Readers have the answer by now, and memory has it as it came. From here on it is kept in as few pieces as it takes.
+    async fn store(&self, artifact: Arc<Artifact>, model: &ModelSpec) {
+        let fragmented = artifact.clone();
+        let compacted = match task::blocking(move || fragmented.compacted()).await {
+            Ok(Ok(compacted)) => compacted,
+            // It is whole as it is.
+            Ok(Err(_)) | Err(_) => None,
+        };
+        match compacted {
+            Some(compacted) => self.keep(&compacted, model),
+            None => self.offer(&artifact),
         }
     }
 
@@ -103,6 +127,10 @@ impl Pipeline {
     /// Memory and every tier get a new artifact.
     pub(super) fn keep(&self, artifact: &Arc<Artifact>, model: &ModelSpec) {
         self.remember(artifact.clone(), model);
+        self.offer(artifact);
+    }
+
+    fn offer(&self, artifact: &Arc<Artifact>) {
         for tier in &self.0.parts.tiers {
             tier.offer(artifact.clone());
         }

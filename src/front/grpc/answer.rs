@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt as _};
 use http_body::Frame;
 use tokio::time::Instant;
@@ -28,6 +28,7 @@ use crate::{
     hops::Hops,
     job::{CachePolicy, Checked},
     meta::Meta,
+    metrics::Outcome,
     pipeline::{Pipeline, Reply, Request},
     progress::Progress,
     proto::{self, decode_response::Event},
@@ -140,6 +141,58 @@ fn respond(body: Lease) -> Response {
     response
 }
 
+/// Small frames that wait for the next one. A frame of its own costs each side about as much as some KiB of payload.
+struct Ahead {
+    /// None where every frame goes at once.
+    waiting: Option<BytesMut>,
+}
+
+/// A chunk up to this is copied behind what waits, so that the whole of a small answer is one frame; a larger one is
+/// sent from where it lies.
+const COPIED_BYTES: usize = 64 << 10;
+
+impl Ahead {
+    fn new(waits: bool) -> Self {
+        Self { waiting: waits.then(BytesMut::new) }
+    }
+
+    /// A message that may wait.
+    fn small(&mut self, message: Bytes) -> Option<Frame<Bytes>> {
+        match &mut self.waiting {
+            None => Some(Frame::data(message)),
+            Some(waiting) => {
+                waiting.extend_from_slice(&message);
+                None
+            }
+        }
+    }
+
+    /// A chunk and what waits before it: frames to be sent now.
+    fn chunk(&mut self, chunk: Bytes) -> impl Iterator<Item = Frame<Bytes>> + use<> {
+        let head = framing::chunk_head(chunk.len());
+        let frames = match &mut self.waiting {
+            None => [Some(head), Some(chunk)],
+            Some(waiting) => {
+                waiting.extend_from_slice(&head);
+                if chunk.len() <= COPIED_BYTES {
+                    waiting.extend_from_slice(&chunk);
+                    [None, None]
+                } else {
+                    [Some(waiting.split().freeze()), Some(chunk)]
+                }
+            }
+        };
+        frames.into_iter().flatten().map(Frame::data)
+    }
+
+    /// What waits and the last message, in one.
+    fn last(self, message: &[u8]) -> Frame<Bytes> {
+        let mut waiting = self.waiting.unwrap_or_default();
+        waiting.extend_from_slice(message);
+        Frame::data(waiting.freeze())
+    }
+}
+
 impl Answer {
     fn new(reply: Reply, wants: proto::Wants, deadline: Deadline, mut record: Record) -> Self {
         record.accepted(reply.key, reply.outcome());
@@ -149,7 +202,11 @@ impl Answer {
     /// accepted, progress and preview, header, chunks, trailer; or the status of what went wrong, at whatever point.
     fn frames(mut self) -> impl Stream<Item = Frame<Bytes>> + Send {
         async_stream::stream! {
-            yield Frame::data(self.accepted());
+            // Of an answer that is there nothing is waited for, so the small messages travel with what follows them.
+            let mut ahead = Ahead::new(self.reply.outcome() == Outcome::HitMemory);
+            if let Some(frame) = ahead.small(self.accepted()) {
+                yield frame;
+            }
             if let Some(preview) = self.preview().await {
                 yield Frame::data(preview);
             }
@@ -165,14 +222,17 @@ impl Answer {
                 }
             };
             self.record.accepted(self.reply.key, self.reply.outcome());
-            yield Frame::data(framing::event(Event::Header(convert::header(&meta))));
+            if let Some(frame) = ahead.small(framing::event(Event::Header(convert::header(&meta)))) {
+                yield frame;
+            }
             loop {
                 match self.deadline.bound("sending the answer", self.reply.reader.next()).await {
                     Ok(Some(mut slice)) => while !slice.is_empty() {
                         let chunk = slice.split_to(slice.len().min(CHUNK_BYTES));
                         self.record.sent(chunk.len());
-                        yield Frame::data(framing::chunk_head(chunk.len()));
-                        yield Frame::data(chunk);
+                        for frame in ahead.chunk(chunk) {
+                            yield frame;
+                        }
                     },
                     Ok(None) => break,
                     Err(error) => {
@@ -184,7 +244,7 @@ impl Answer {
             }
             match self.reply.reader.seal().await {
                 Ok(seal) => {
-                    yield Frame::data(self.trailer(&meta, &seal));
+                    yield ahead.last(&self.trailer(&meta, &seal));
                     self.record.done();
                     yield status::trailers(Ok(()));
                 }
