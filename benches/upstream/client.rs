@@ -31,8 +31,8 @@ pub(crate) struct Http {
 
 /// A connection.
 pub(crate) struct Grpc {
-    client: LatentsClient<Channel>,
-    model: &'static str,
+    pub(crate) client: LatentsClient<Channel>,
+    pub(crate) model: &'static str,
 }
 
 /// What one exchange took, from the first byte of the request.
@@ -97,7 +97,7 @@ impl Http {
     }
 }
 
-fn request(path: &str, form: Form, input: &Input) -> Vec<u8> {
+pub(crate) fn request(path: &str, form: Form, input: &Input) -> Vec<u8> {
     let (output_type, accept) = match form {
         Form::Png | Form::PngOverGrpc => ("pil", "image/png"),
         Form::Tensor => ("pt", "tensor/binary"),

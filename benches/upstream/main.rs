@@ -12,6 +12,7 @@ mod support;
 mod client;
 mod origin;
 mod report;
+mod waiters;
 mod ways;
 
 use std::{fmt, net::SocketAddr, process::ExitCode, time::Duration};
@@ -46,6 +47,9 @@ const TABLES: [Table; 5] = [
     Table { name: "tensor", form: Form::Tensor, model: AT_ONCE, pairs: 400 },
     Table { name: "tensor-paced", form: Form::Tensor, model: SLOW, pairs: 20 },
 ];
+
+/// The table of many who wait for one answer.
+const WAITERS: &str = "waiters";
 
 /// One measurement, by its name on the command line.
 struct Table {
@@ -122,14 +126,18 @@ fn config(origin: SocketAddr) -> anyhow::Result<Config> {
 /// All tables, or those that the command line names.
 async fn measure(ends: &Ends) -> anyhow::Result<()> {
     let named: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let known = TABLES.map(|table| table.name);
+    let known: Vec<_> = TABLES.iter().map(|table| table.name).chain([WAITERS]).collect();
     let is_known = named.iter().all(|name| known.contains(&name.as_str()));
     ensure!(is_known, "no such table; there are {}", known.join(", "));
+    let is_wanted = |table: &str| named.is_empty() || named.iter().any(|name| name == table);
     report::machine();
     for table in TABLES {
-        if named.is_empty() || named.iter().any(|name| name == table.name) {
+        if is_wanted(table.name) {
             table.measure(ends).await?;
         }
+    }
+    if is_wanted(WAITERS) {
+        waiters::measure(ends, SLOW).await?;
     }
     Ok(())
 }

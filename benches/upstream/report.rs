@@ -26,6 +26,8 @@ impl Goal {
     pub(crate) const PNG_WHOLE: Self = Self { most: Duration::from_millis(1) };
     /// A tensor's added time to its first byte.
     pub(crate) const TENSOR_FIRST: Self = Self { most: Duration::from_millis(2) };
+    /// The first byte of the last of many waiters, behind the first one's.
+    pub(crate) const WAITERS_FIRST: Self = Self { most: Duration::from_millis(50) };
 }
 
 impl Pairs {
@@ -87,6 +89,19 @@ impl Sorted {
         let [p50, p90, p99] = [0.5, 0.9, 0.99].map(|share| self.at(share));
         tell(&format!("{name:<56}{p50:>9.3}{p90:>9.3}{p99:>9.3}{after}"));
     }
+}
+
+/// How far behind the first byte of all the others' came, and when the last of them had everything.
+pub(crate) fn tell_waiters(behind: impl Iterator<Item = Duration>, end: Duration, goal: Goal) {
+    let sorted = Sorted::of(behind.map(ms));
+    let [median, last] = [sorted.at(0.5), sorted.at(1.0)];
+    let verdict = if last <= ms(goal.most) { "reached" } else { "missed" };
+    let most = ms(goal.most);
+    tell(&format!(
+        "first bytes behind the first: median {median:.1} ms, last {last:.1} ms   goal: at most {most} ms: {verdict}; \
+         all have everything after {:.0} ms",
+        ms(end)
+    ));
 }
 
 fn ms(duration: Duration) -> f64 {

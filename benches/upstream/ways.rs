@@ -101,7 +101,7 @@ impl Through {
 
 impl Input {
     /// Latents that nobody has sent before: f16, about as large as a denoiser's.
-    fn new(shape: [usize; 4]) -> Self {
+    pub(crate) fn new(shape: [usize; 4]) -> Self {
         let value = |_| f16::from_f32(fastrand::f32() * 8.0 - 4.0).to_le_bytes();
         let data = (0..shape.iter().product::<usize>()).flat_map(value).collect::<Vec<u8>>().into();
         Self { shape, data }

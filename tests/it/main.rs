@@ -29,6 +29,7 @@ mod digest_first;
 mod disk;
 mod edge;
 mod faults;
+mod flips;
 mod http;
 #[cfg(feature = "local")]
 mod kill;
