@@ -35,10 +35,12 @@ const WARM_UP: usize = 50;
 const PACED_WARM_UP: usize = 2;
 
 /// The models: each has an endpoint of its own, whose answers come at once or take their time.
-const MODELS: [Model; 3] = [AT_ONCE, PACED, SLOW];
+const MODELS: [Model; 4] = [AT_ONCE, PACED, SLOW, LATE];
 const AT_ONCE: Model = Model { name: "at-once", pace: None };
 const PACED: Model = Model { name: "paced", pace: Some(Duration::from_millis(20)) };
 const SLOW: Model = Model { name: "slow", pace: Some(Duration::from_secs(1)) };
+/// As slow, and it thinks before.
+const LATE: Model = Model { name: "late", pace: Some(origin::LATE) };
 
 const TABLES: [Table; 5] = [
     Table { name: "png", form: Form::Png, model: AT_ONCE, pairs: 1000 },
@@ -137,7 +139,7 @@ async fn measure(ends: &Ends) -> anyhow::Result<()> {
         }
     }
     if is_wanted(WAITERS) {
-        waiters::measure(ends, SLOW).await?;
+        waiters::measure(ends, LATE).await?;
     }
     Ok(())
 }

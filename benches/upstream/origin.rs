@@ -26,6 +26,9 @@ use crate::{Form, iec, support, ways::LARGE};
 /// The pieces of a paced answer come this far apart.
 const PAUSE: Duration = Duration::from_millis(2);
 
+/// An answer of this pace begins after as long a time: everybody has asked by then.
+pub(crate) const LATE: Duration = Duration::from_millis(1001);
+
 /// A running endpoint.
 pub(crate) struct Origin {
     pub(crate) address: SocketAddr,
@@ -150,6 +153,9 @@ fn pace(head: &str) -> anyhow::Result<Option<Duration>> {
 
 /// The first piece at once, with the head.
 async fn paced(stream: &mut TcpStream, response: &[u8], time: Duration) -> anyhow::Result<()> {
+    if time == LATE {
+        sleep_until(Instant::now() + time).await;
+    }
     let began = Instant::now();
     let pieces = time.div_duration_f64(PAUSE).ceil().max(1.0) as usize;
     for (turn, piece) in (0u32..).zip(response.chunks(response.len().div_ceil(pieces))) {

@@ -92,7 +92,7 @@ impl Sorted {
 }
 
 /// How far behind the first byte of all the others' came, and when the last of them had everything.
-pub(crate) fn tell_waiters(behind: impl Iterator<Item = Duration>, end: Duration, goal: Goal) {
+pub(crate) fn tell_waiters(behind: impl Iterator<Item = Duration>, end: Duration, goal: &Goal) {
     let sorted = Sorted::of(behind.map(ms));
     let [median, last] = [sorted.at(0.5), sorted.at(1.0)];
     let verdict = if last <= ms(goal.most) { "reached" } else { "missed" };

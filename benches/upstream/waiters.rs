@@ -1,7 +1,8 @@
 //! One slow answer, many who want it: how far behind the first the others get their first bytes.
 //!
 //! All ask at once, half of them over HTTP and half over gRPC, each with the whole input on a connection of its own; one
-//! of them leads. The answer takes its time, so whoever had to wait for its end would be seen at once.
+//! of them leads. The endpoint thinks for a second, until all have joined, and then takes another for its answer, so whoever
+//! had to wait for the end would be seen at once.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -54,7 +55,7 @@ pub(crate) async fn measure(ends: &Ends, model: Model) -> anyhow::Result<()> {
         let leader = *firsts.iter().min().context("nobody asked")?;
         let behind = firsts.iter().map(|first| first.duration_since(leader));
         let end = lasts.iter().max().context("nobody asked")?.duration_since(leader);
-        report::tell_waiters(behind, end, Goal::WAITERS_FIRST);
+        report::tell_waiters(behind, end, &Goal::WAITERS_FIRST);
     }
     Ok(())
 }
