@@ -1,15 +1,15 @@
 //! latentgate: a gRPC edge proxy and cache for hybrid inference.
 //!
 //! Generation services hand it the heavy ends of a latent-diffusion pipeline (VAE decode, VAE encode); it answers from
-//! memory, from a computation already in flight, or from its own engine. The rooms, from the ground up; a module imports
-//! lower floors and its own room only, and `tests/it/architecture.rs` holds that:
+//! memory, from disk, from a computation already in flight, from its own engine or an endpoint's. The rooms, from the
+//! ground up; a module imports lower floors and its own room only, and `tests/it/architecture.rs` holds that:
 //!
 //! ```text
 //! 5  main  cli  app  config  telemetry          composition
 //! 4  front/{grpc, web, cors, admin, listen, ..} what speaks to clients
 //! 3  pipeline                                   the one path of a request
 //! 2  admission  flight  route                   flow
-//! 1  cache/{memory, alias}  backend/local  weights   resources
+//! 1  cache/{memory, disk, fill}  backend/local  weights   resources
 //! 0  error .. key, body, artifact, render, hf   ground: pure
 //! ```
 //!
