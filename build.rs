@@ -1,17 +1,32 @@
-//! Compiles the proto without protoc, writes the descriptor set for reflection, and tells the binary its commit.
+//! Compiles the protos without protoc, writes the descriptor sets for reflection, and tells the binary its commit.
 
-use std::{error::Error, fs, path::PathBuf, process::Command};
+use std::{
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use prost::Message as _;
 
-const PROTO: &str = "proto/latentgate/v1/latents.proto";
+const LATENTS: &str = "latentgate/v1/latents.proto";
+const CACHE_ADMIN: &str = "latentgate/v1/cache_admin.proto";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let descriptors = protox::compile([PROTO], ["proto"])?;
     #[expect(clippy::disallowed_methods, reason = "cargo speaks to build scripts through the environment")]
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    fs::write(out.join("latentgate.v1.fds"), descriptors.encode_to_vec())?;
+    latents(&out)?;
+    cache_admin(&out)?;
+    println!("cargo:rustc-env=LATENTGATE_COMMIT={}", commit());
+    println!("cargo:rerun-if-changed=.git/HEAD");
+    println!("cargo:rerun-if-changed=.git/refs/heads");
+    Ok(())
+}
+
+fn latents(out: &Path) -> Result<(), Box<dyn Error>> {
+    let descriptors = protox::compile([LATENTS], ["proto"])?;
+    fs::write(out.join("latents.fds"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         // Payloads arrive as slices of the received buffer, not as copies.
         .bytes(".")
@@ -21,9 +36,26 @@ fn main() -> Result<(), Box<dyn Error>> {
         // The server half is ours (`front/grpc`): payload chunks go to the socket without prost's copy.
         .build_server(false)
         .compile_fds(descriptors)?;
-    println!("cargo:rustc-env=LATENTGATE_COMMIT={}", commit());
-    println!("cargo:rerun-if-changed=.git/HEAD");
-    println!("cargo:rerun-if-changed=.git/refs/heads");
+    Ok(())
+}
+
+/// In a folder of its own, since both are of one package; and with the generated server, whose copies do not matter here.
+fn cache_admin(out: &Path) -> Result<(), Box<dyn Error>> {
+    let mut descriptors = protox::compile([CACHE_ADMIN], ["proto"])?;
+    fs::write(out.join("cache_admin.fds"), descriptors.encode_to_vec())?;
+    let folder = out.join("cache_admin");
+    fs::create_dir_all(&folder)?;
+    let mut builder =
+        tonic_prost_build::configure().out_dir(folder).bytes(".").skip_debug([".latentgate.v1.GetResponse"]);
+    // What it imports is generated already.
+    for file in descriptors.file.iter_mut().filter(|file| file.name() == LATENTS) {
+        file.service.clear();
+        let messages = file.message_type.iter().filter_map(|message| message.name.as_deref());
+        for name in messages.chain(file.enum_type.iter().filter_map(|it| it.name.as_deref())) {
+            builder = builder.extern_path(format!(".latentgate.v1.{name}"), format!("crate::proto::{name}"));
+        }
+    }
+    builder.compile_fds(descriptors)?;
     Ok(())
 }
 

@@ -24,6 +24,7 @@ use crate::{
         web,
     },
     hops::Instance,
+    inventory::Inventory,
     job::Limits,
     metrics::Metrics,
     model::ModelId,
@@ -63,7 +64,7 @@ pub struct App {
 pub struct Addresses {
     /// gRPC, gRPC-web, health, reflection.
     pub data: SocketAddr,
-    /// Metrics, liveness, readiness.
+    /// Metrics, liveness, readiness, cache administration.
     pub admin: SocketAddr,
 }
 
@@ -154,9 +155,8 @@ impl App {
         let draining = CancellationToken::new();
         let (health, data_router) = data_router(&config, &pipeline, &metrics, &draining)?;
         let (readiness, watched) = watch::channel(Readiness::NotReady(vec!["starting".to_owned()]));
-        let admin_router =
-            Admin { metrics: metrics.clone(), memory, disk: disk.clone(), fills: fills.clone(), readiness: watched }
-                .router();
+        let inventory = Inventory::new(memory, disk.clone(), fills.clone(), draining.clone());
+        let admin_router = admin_router(Admin { metrics: metrics.clone(), inventory, readiness: watched }, &draining)?;
         Ok(Self {
             data: data.with(data_router),
             admin: admin.with(admin_router),
@@ -273,6 +273,18 @@ async fn unix_socket(config: &Config) -> Result<Option<unix::Socket>, StartError
     let socket = unix::Socket::bind(path, mode).await?;
     tracing::info!(path = %path.display(), %mode, "the data port is on a Unix socket too");
     Ok(Some(socket))
+}
+
+/// The admin port, and reflection of what it speaks as gRPC.
+fn admin_router(admin: Admin, draining: &CancellationToken) -> Result<axum::Router, StartError> {
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::ADMIN_DESCRIPTORS)
+        // Its proto imports the other one's, whose service is not here.
+        .with_service_name(proto::cache_admin_server::SERVICE_NAME)
+        .build_v1()
+        .map_err(|error| internal("the descriptor set is not readable", error))?;
+    let endless = tonic::service::Routes::new(reflection).into_axum_router().reset_fallback();
+    Ok(admin.router().merge(drain::end_with(endless, draining.clone())))
 }
 
 /// The data port: the service, health, reflection, as gRPC and as gRPC-web.

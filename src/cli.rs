@@ -3,6 +3,7 @@
 //! Answers go to standard output, everything said beside them to standard error. This is the program's top floor, so
 //! errors are `anyhow` here and end as one line that names the remedy.
 
+mod cache;
 mod client;
 mod decode;
 mod demo;
@@ -40,6 +41,9 @@ enum Command {
     Encode(encode::Encode),
     /// List what a server can do.
     Models(models::Models),
+    /// Look after what a server keeps.
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
     /// Show the whole thing at work in this process: no network, no downloads.
     Demo(demo::Demo),
 }
@@ -54,6 +58,7 @@ pub fn run() -> ExitCode {
         Command::Decode(decode) => decode.run(),
         Command::Encode(encode) => encode.run(),
         Command::Models(models) => models.run(),
+        Command::Cache(command) => command.run(),
         Command::Demo(demo) => demo.run(),
     };
     match outcome {

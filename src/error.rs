@@ -60,6 +60,10 @@ pub enum ErrorKind {
     DeadlineExceeded,
     /// Only-if-cached, and it is not.
     NotCached,
+    /// Nothing is kept under this key.
+    UnknownKey,
+    /// It takes a disk tier, and none is configured.
+    NoDiskTier,
     /// The request has come back to where it was.
     LoopDetected,
     /// No backend can answer now.
@@ -136,7 +140,7 @@ pub struct Row {
 
 impl ErrorKind {
     /// Every kind, for tables and tests.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::BadRequest,
         Self::UnknownModel,
         Self::TaskUnsupported,
@@ -146,6 +150,8 @@ impl ErrorKind {
         Self::Overloaded,
         Self::DeadlineExceeded,
         Self::NotCached,
+        Self::UnknownKey,
+        Self::NoDiskTier,
         Self::LoopDetected,
         Self::Unavailable,
         Self::Cancelled,
@@ -170,6 +176,8 @@ impl ErrorKind {
             Self::Overloaded => ("OVERLOADED", G::ResourceExhausted, 429, Later, Level::DEBUG, Internal),
             Self::DeadlineExceeded => ("DEADLINE_EXCEEDED", G::DeadlineExceeded, 504, Never, Level::DEBUG, Downstream),
             Self::NotCached => ("NOT_CACHED", G::NotFound, 504, Never, Level::DEBUG, Downstream),
+            Self::UnknownKey => ("UNKNOWN_KEY", G::NotFound, 404, Never, Level::DEBUG, Downstream),
+            Self::NoDiskTier => ("NO_DISK_TIER", G::FailedPrecondition, 409, Never, Level::DEBUG, Downstream),
             Self::LoopDetected => ("LOOP_DETECTED", G::FailedPrecondition, 508, Never, Level::WARN, Internal),
             Self::Unavailable => ("UNAVAILABLE", G::Unavailable, 503, Later, Level::WARN, Internal),
             Self::Cancelled => ("CANCELLED", G::Cancelled, 499, Never, Level::DEBUG, Downstream),
@@ -190,6 +198,8 @@ impl ErrorKind {
             Self::Overloaded => "overloaded",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::NotCached => "not_cached",
+            Self::UnknownKey => "unknown_key",
+            Self::NoDiskTier => "no_disk_tier",
             Self::LoopDetected => "loop_detected",
             Self::Unavailable => "unavailable",
             Self::Cancelled => "cancelled",

@@ -7,7 +7,7 @@
 //! ```text
 //! 5  main  cli  app  config  telemetry          composition
 //! 4  front/{grpc, web, cors, admin, listen, ..} what speaks to clients
-//! 3  pipeline                                   the one path of a request
+//! 3  pipeline  inventory                        the one path of a request; what is kept, for operators
 //! 2  admission  flight  route                   flow
 //! 1  cache/{memory, disk, fill}  backend/local  weights   resources
 //! 0  error .. key, body, artifact, render, hf   ground: pure
@@ -47,6 +47,7 @@ pub mod flight;
 pub mod route;
 
 // Floor 3.
+pub mod inventory;
 pub mod pipeline;
 
 // Floor 4: fronts.
@@ -58,13 +59,17 @@ pub mod cli;
 pub mod config;
 pub mod telemetry;
 
-/// The wire's messages and client, generated from `proto/`; its comments are the API reference.
+/// The wire's messages, clients, and the server of `CacheAdmin`, generated from `proto/`; its comments are the API
+/// reference.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications)]
 pub mod proto {
     tonic::include_proto!("latentgate.v1");
+    include!(concat!(env!("OUT_DIR"), "/cache_admin/latentgate.v1.rs"));
 
-    /// The descriptor set, for reflection.
-    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/latentgate.v1.fds"));
+    /// The descriptor set of the data port, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/latents.fds"));
+    /// The admin port's.
+    pub const ADMIN_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cache_admin.fds"));
 }
 
 pub use app::App;

@@ -46,7 +46,7 @@ use folder::Folder;
 pub use folder::{Faults, OpenError, Operation};
 use index::Index;
 use read::{Opened, Refusal};
-pub use sweep::{Found, Swept};
+pub use sweep::{Depth, Found};
 
 /// Reads at a time: enough to keep a fast disk busy, few enough that a dead one holds few threads.
 const READS: usize = 16;
@@ -175,6 +175,11 @@ impl Disk {
         self.0.state.lock().is_scanned
     }
 
+    /// Whether it has failed lately, and is left alone for a while.
+    pub fn is_degraded(&self) -> bool {
+        self.0.reads.is_bad() || self.0.writes.is_bad()
+    }
+
     /// The folder, for people.
     pub fn path(&self) -> &std::path::Path {
         self.0.folder.path()
@@ -285,8 +290,7 @@ impl Disk {
     }
 
     fn tell_condition(&self) {
-        let is_degraded = self.0.reads.is_bad() || self.0.writes.is_bad();
-        self.0.metrics.cache_degraded(TierName::Disk, is_degraded);
+        self.0.metrics.cache_degraded(TierName::Disk, self.is_degraded());
     }
 
     async fn write(&self, artifact: Arc<Artifact>) -> Result<(), Refused> {

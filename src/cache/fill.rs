@@ -42,6 +42,15 @@ struct Shared {
     metrics: Metrics,
 }
 
+/// Whether what was written is still to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Written {
+    /// It is.
+    Meant,
+    /// It has been purged while it was being written.
+    Purged,
+}
+
 #[derive(Default)]
 struct Queue {
     order: VecDeque<ContentKey>,
@@ -99,7 +108,13 @@ impl Fill {
         self.0.shared.queue.lock().waiting.get(key).cloned()
     }
 
-    /// Takes out of the queue what is meant, and says how many those were. What is being written is written.
+    /// Meets everything that waits, with the queue locked.
+    pub fn each(&self, mut meet: impl FnMut(&Artifact)) {
+        self.0.shared.queue.lock().waiting.values().for_each(|artifact| meet(artifact));
+    }
+
+    /// Takes out of the queue what is meant, and says how many those were. What is just being written is taken out of the
+    /// tier when it is.
     pub fn purge(&self, is_meant: impl Fn(&Artifact) -> bool) -> u64 {
         let mut queue = self.0.shared.queue.lock();
         let queue = &mut *queue;
@@ -125,11 +140,16 @@ impl Fill {
         }
     }
 
+    /// How much waits, and may: bytes, bytes at most.
+    pub fn usage(&self) -> [u64; 2] {
+        [self.0.shared.queue.lock().bytes, self.0.shared.capacity]
+    }
+
     /// Brings the gauges up to date.
     pub fn report(&self) {
         let shared = &self.0.shared;
-        let bytes = shared.queue.lock().bytes;
-        shared.metrics.cache_fill_queue(shared.tier.name(), bytes, shared.capacity);
+        let [bytes, capacity] = self.usage();
+        shared.metrics.cache_fill_queue(shared.tier.name(), bytes, capacity);
     }
 }
 
@@ -151,7 +171,9 @@ impl Shared {
                     Refused::NoRoom { .. } => tracing::debug!(tier, ?key, %refused, "not kept"),
                 }
             }
-            self.written(&artifact);
+            if self.written(&artifact) == Written::Purged {
+                self.tier.remove(*artifact.key()).await;
+            }
         }
     }
 
@@ -166,12 +188,17 @@ impl Shared {
         }
     }
 
-    fn written(&self, artifact: &Arc<Artifact>) {
+    fn written(&self, artifact: &Arc<Artifact>) -> Written {
         let mut queue = self.queue.lock();
-        // Another may have come in its place meanwhile, and waits.
-        if queue.waiting.get(artifact.key()).is_some_and(|waiting| Arc::ptr_eq(waiting, artifact)) {
-            queue.waiting.remove(artifact.key());
-            queue.bytes -= artifact.weight();
+        match queue.waiting.get(artifact.key()) {
+            Some(waiting) if Arc::ptr_eq(waiting, artifact) => {
+                queue.waiting.remove(artifact.key());
+                queue.bytes -= artifact.weight();
+                Written::Meant
+            }
+            // Another has come in its place meanwhile, and waits.
+            Some(_) => Written::Meant,
+            None => Written::Purged,
         }
     }
 }

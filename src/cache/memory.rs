@@ -103,6 +103,11 @@ impl Memory {
         meant.map(|key| self.map.invalidate(&key)).count() as u64
     }
 
+    /// Meets everything that is held. Not a use. Goes through the whole map.
+    pub fn each(&self, mut meet: impl FnMut(&Artifact)) {
+        self.map.iter().for_each(|(_, held)| meet(&held.artifact));
+    }
+
     /// How much is held, and may be: entries, bytes, bytes at most.
     pub fn usage(&self) -> [u64; 3] {
         self.map.run_pending_tasks();

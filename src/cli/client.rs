@@ -18,7 +18,7 @@ use crate::{
 };
 
 mod exchange;
-mod failure;
+pub(super) mod failure;
 
 pub(super) use exchange::BlockBar;
 use exchange::{Incoming, Outgoing};
@@ -29,7 +29,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// One chunk of the protocol in one frame.
 const FRAME_BYTES: u32 = 1 << 20;
 /// The server's chunks are at most 1 MiB; beyond gRPC's customary limit something is wrong.
-const MAX_MESSAGE_BYTES: usize = 4 << 20;
+pub(super) const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// A loopback or a neighbour answers in milliseconds; across the world in less than a second.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A dead peer is noticed within half a minute, while a slow computation may take as long as it takes.
@@ -73,17 +73,7 @@ pub(super) struct Answer {
 impl Client {
     /// Connects, so that a server that is not there is told before anything else happens.
     pub(super) async fn connect(connection: &Connection, bar: BlockBar) -> anyhow::Result<Self> {
-        let server = url(&connection.server)?;
-        let endpoint = Channel::from_shared(server.clone())
-            .with_context(|| format!("--server {server} is no URL; wanted http://HOST:PORT"))?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .max_frame_size(FRAME_BYTES)
-            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-            .tcp_nodelay(true);
-        let channel = endpoint.connect().await.map_err(|error| failure::unreachable(&server, &error))?;
+        let (channel, server) = channel("--server", &connection.server).await?;
         let stub = LatentsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         Ok(Self { stub, server, timeout: connection.timeout, bar })
     }
@@ -174,10 +164,7 @@ impl Client {
 impl Answer {
     /// The bytes as a tensor.
     pub(super) fn tensor(&self) -> anyhow::Result<Tensor> {
-        let described = self.header.tensor.as_ref().context("the answer says no shape")?;
-        let dtype = dtype_of(described.dtype).context("the answer says no dtype that this program knows")?;
-        let shape = Shape::try_from_wire(&described.shape).context("the answer's shape")?;
-        Tensor::try_new(dtype, shape, self.data.clone()).context("the answer")
+        tensor_of(&self.header, &self.data)
     }
 
     /// One line: what came, from where, in which time, under which key.
@@ -220,6 +207,14 @@ impl Answer {
     }
 }
 
+/// The bytes behind a header as the tensor that it describes.
+pub(super) fn tensor_of(header: &proto::Header, data: &Bytes) -> anyhow::Result<Tensor> {
+    let described = header.tensor.as_ref().context("the answer says no shape")?;
+    let dtype = dtype_of(described.dtype).context("the answer says no dtype that this program knows")?;
+    let shape = Shape::try_from_wire(&described.shape).context("the answer's shape")?;
+    Tensor::try_new(dtype, shape, data.clone()).context("the answer")
+}
+
 /// The word for where an answer came from.
 pub(super) const fn source_name(source: proto::Source) -> &'static str {
     match source {
@@ -244,11 +239,27 @@ fn digest_if(order: Order, data: &[u8]) -> Bytes {
     }
 }
 
+/// Connects to the server that `flag` names, and says its URL.
+pub(super) async fn channel(flag: &'static str, server: &str) -> anyhow::Result<(Channel, String)> {
+    let server = url(flag, server)?;
+    let endpoint = Channel::from_shared(server.clone())
+        .with_context(|| format!("{flag} {server} is no URL; wanted http://HOST:PORT"))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .tcp_nodelay(true);
+    let connected = endpoint.connect().await;
+    Ok((connected.map_err(|error| failure::unreachable(flag, &server, &error))?, server))
+}
+
 /// The URL of a server, given as one or as `HOST:PORT`.
-fn url(server: &str) -> anyhow::Result<String> {
+fn url(flag: &str, server: &str) -> anyhow::Result<String> {
     match server.split_once("://") {
         None => Ok(format!("http://{server}")),
         Some(("http", _)) => Ok(server.to_owned()),
-        Some((scheme, _)) => bail!("--server {server}: {scheme} is not spoken here; wanted http://HOST:PORT"),
+        Some((scheme, _)) => bail!("{flag} {server}: {scheme} is not spoken here; wanted http://HOST:PORT"),
     }
 }

@@ -109,7 +109,7 @@ pub(super) fn save(answer: &Answer, format: Format, name: &str, path: &Path) -> 
 }
 
 /// The wire's word for what a file of `format` is made of.
-fn output(format: Format, dtype: Option<DtypeFlag>, quality: Option<u8>) -> anyhow::Result<proto::Output> {
+pub(super) fn output(format: Format, dtype: Option<DtypeFlag>, quality: Option<u8>) -> anyhow::Result<proto::Output> {
     use proto::output::{Jpeg, Kind, Png, Tensor, Uint8, Webp};
     if let (Some(_), true) = (dtype, format.is_picture()) {
         bail!("--dtype is for tensors, and {format} is a picture; name an --output .safetensors or .npy");

@@ -1,14 +1,27 @@
-//! The operator's port: `/metrics`, `/livez`, `/readyz`. A listener of its own, so that it can stay on the loopback.
+//! The operator's port: `/metrics`, `/livez`, `/readyz`, and cache administration as JSON and as gRPC. A listener of its
+//! own, so that it can stay on the loopback.
+//!
+//! There are no pages here, so what a browser sends on behalf of one (it says so: `Origin`) is nobody's order, and
+//! refused: otherwise any page could have a cache on its reader's machine purged.
 
-use std::sync::Arc;
-
-use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{StatusCode, header},
+    middleware::{Next, from_fn},
+    response::{IntoResponse, Response},
+    routing::get,
+};
 use tokio::sync::watch;
 
+use super::{grpc::CacheAdminService, status};
 use crate::{
-    cache::{disk::Disk, fill::Fill, memory::Memory},
+    error::{Error, ErrorKind},
+    inventory::Inventory,
     metrics::Metrics,
 };
+
+mod cache;
 
 /// Whether the product is ready, and if not, why not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,15 +33,12 @@ pub enum Readiness {
 }
 
 /// What the admin port shows.
+#[derive(Clone)]
 pub struct Admin {
     /// The app's recorder.
     pub metrics: Metrics,
-    /// Its gauges are brought up to date before a scrape.
-    pub memory: Memory,
-    /// Likewise.
-    pub disk: Option<Disk>,
-    /// Likewise.
-    pub fills: Vec<Fill>,
+    /// What is kept. Its gauges are brought up to date before a scrape.
+    pub inventory: Inventory,
     /// Kept by the app.
     pub readiness: watch::Receiver<Readiness>,
 }
@@ -36,23 +46,32 @@ pub struct Admin {
 impl Admin {
     /// The routes.
     pub fn router(self) -> Router {
+        let grpc = tonic::service::Routes::new(CacheAdminService::new(self.inventory.clone()).server());
+        let cache = cache::router(self.inventory.clone()).merge(grpc.into_axum_router().reset_fallback());
         Router::new()
             .route("/metrics", get(metrics))
             // The runtime turns, or this would not answer.
             .route("/livez", get(|| async { "ok\n" }))
             .route("/readyz", get(ready))
-            .with_state(Arc::new(self))
+            .with_state(self)
+            .merge(cache.layer(from_fn(refuse_pages)))
     }
 }
 
-async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    admin.memory.report();
-    admin.disk.iter().for_each(Disk::report);
-    admin.fills.iter().for_each(Fill::report);
+async fn refuse_pages(request: Request, next: Next) -> Response {
+    if request.headers().contains_key(header::ORIGIN) {
+        let message = "the admin port takes nothing from web pages; ask without the header";
+        return status::http(&Error::field(ErrorKind::BadRequest, "origin", message));
+    }
+    next.run(request).await
+}
+
+async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    admin.inventory.report();
     ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], admin.metrics.render())
 }
 
-async fn ready(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+async fn ready(State(admin): State<Admin>) -> impl IntoResponse {
     match &*admin.readiness.borrow() {
         Readiness::Ready => (StatusCode::OK, "ready\n".to_owned()),
         Readiness::NotReady(reasons) => {

@@ -25,12 +25,14 @@ use crate::{
 };
 
 mod answer;
+mod cache_admin;
 mod convert;
 mod framing;
 mod input;
 mod timeout;
 
 use answer::Exchange;
+pub use cache_admin::CacheAdminService;
 use convert::RequestMessage;
 use input::Input;
 

@@ -14,7 +14,7 @@ const GROUND: [&str; 19] = [
 const FLOORS: [&[&str]; 5] = [
     &["backend", "cache", "weights"],
     &["admission", "flight", "route"],
-    &["pipeline"],
+    &["inventory", "pipeline"],
     &["front"],
     &["app", "cli", "config", "main", "telemetry"],
 ];

@@ -40,23 +40,35 @@ struct Serve {
     child: Child,
     log: BufReader<ChildStderr>,
     url: String,
+    admin: String,
 }
 
 impl Serve {
     fn start() -> Self {
+        Self::of(latentgate())
+    }
+
+    /// With a disk tier in a folder.
+    fn on_disk(folder: &Path) -> Self {
         let mut command = latentgate();
+        command.env("LATENTGATE__CACHE__DISK__PATH", folder).env("LATENTGATE__CACHE__DISK__MIN_FREE", "0B");
+        Self::of(command)
+    }
+
+    fn of(mut command: Command) -> Self {
         command.args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
         #[allow(clippy::zombie_processes, reason = "`terminate` and `Drop` wait for it")]
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         // From here on a failing assertion ends the child.
-        let mut serve = Self { child, log, url: String::new() };
+        let mut serve = Self { child, log, url: String::new(), admin: String::new() };
         let mut seen = String::new();
         while serve.url.is_empty() {
             let start = seen.len();
             assert_ne!(serve.log.read_line(&mut seen).unwrap(), 0, "serve ended before it served:\n{seen}");
-            if let Some(address) = seen[start..].split_whitespace().find_map(|word| word.strip_prefix("data=")) {
-                serve.url = format!("http://{address}");
+            let word = |name| seen[start..].split_whitespace().find_map(|word| word.strip_prefix(name));
+            if let (Some(data), Some(admin)) = (word("data="), word("admin=")) {
+                (serve.url, serve.admin) = (format!("http://{data}"), format!("http://{admin}"));
             }
         }
         serve
@@ -179,6 +191,62 @@ fn a_picture_goes_to_latents_and_back_and_the_second_time_from_memory() {
     let (code, said) = serve.terminate();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("draining") && said.contains("stopped"), "{said}");
+}
+
+#[test]
+fn a_cache_is_warmed_looked_at_and_purged() {
+    let (folder, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let serve = Serve::on_disk(disk.path());
+    let (url, admin) = (serve.url.as_str(), serve.admin.as_str());
+    let (latents, broken) = (at("z.safetensors"), at("broken.png"));
+    fs::write(&latents, one_latent()).unwrap();
+    fs::write(&broken, "no picture").unwrap();
+
+    let warm = run(["cache", "warm", &latents, PICTURE, "--server", url]);
+    assert!(warm.status.success(), "{}", stderr(&warm));
+    assert!(stdout(&warm).contains("2 files: 2 computed"), "{}", stdout(&warm));
+    let again = run(["cache", "warm", &latents, &broken, PICTURE, "--concurrency", "1", "--server", url]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(stdout(&again).contains("3 files: 2 memory, 1 failed"), "{}", stdout(&again));
+    assert!(stderr(&again).contains("broken.png: "), "{}", stderr(&again));
+
+    let listed = || {
+        let list = run(["cache", "list", "--json", "--admin", admin]);
+        assert!(list.status.success(), "{}", stderr(&list));
+        serde_json::from_str::<serde_json::Value>(&stdout(&list)).unwrap().as_array().unwrap().clone()
+    };
+    let is_png = |item: &&serde_json::Value| item["content_type"] == "image/png";
+    let png = listed().iter().find(is_png).unwrap().clone();
+    let key = png["key"].as_str().unwrap();
+    let table = stdout(&run(["cache", "list", "--admin", admin]));
+    assert!(table.lines().any(|line| line.starts_with(&key[..16]) && line.contains("image/png 64x64")), "{table}");
+    let stats = stdout(&run(["cache", "stats", "--admin", admin]));
+    assert!(stats.lines().any(|line| line.starts_with("disk ")), "{stats}");
+
+    let (asked, fetched) = (at("asked.png"), at("fetched.png"));
+    assert!(run(["decode", &latents, "-o", &asked, "--server", url]).status.success());
+    let get = run(["cache", "get", &key[..8], "-o", &fetched, "--admin", admin]);
+    assert!(get.status.success(), "{}", stderr(&get));
+    assert_eq!(fs::read(asked).unwrap(), fs::read(&fetched).unwrap());
+    let wrong = run(["cache", "get", &key[..8], "-o", &at("x.npy"), "--admin", admin]);
+    assert!(stderr(&wrong).contains("the artifact is image/png"), "{}", stderr(&wrong));
+    let short = run(["cache", "get", "12", "-o", &at("x.png"), "--admin", admin]);
+    assert!(stderr(&short).contains("64 hex digits"), "{}", stderr(&short));
+
+    let verify = run(["cache", "verify", "--admin", admin]);
+    assert!(verify.status.success(), "{}", stderr(&verify));
+    assert!(stdout(&verify).contains("0 damaged"), "{}", stdout(&verify));
+    let purge = run(["cache", "purge", "--key", key, "--admin", admin]);
+    assert!(stdout(&purge).contains("purged 1 from memory"), "{}{}", stdout(&purge), stderr(&purge));
+    assert!(!listed().iter().any(|item| item["key"] == key));
+    assert_eq!(run(["cache", "purge", "--admin", admin]).status.code(), Some(2));
+    assert!(run(["cache", "purge", "--all", "--json", "--admin", admin]).status.success());
+    assert!(listed().is_empty());
+    let gone = run(["cache", "get", key, "-o", &fetched, "--admin", admin]);
+    assert!(stderr(&gone).contains("NOT_FOUND") && stderr(&gone).contains("cache list"), "{}", stderr(&gone));
+    let (code, said) = serve.terminate();
+    assert_eq!(code, Some(0), "{said}");
 }
 
 /// `.safetensors` of float32 [1,4,8,8] zeros.

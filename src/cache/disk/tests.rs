@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fs,
+    ops::ControlFlow,
     sync::atomic::{AtomicU8, Ordering},
 };
 
@@ -317,24 +318,41 @@ async fn a_disk_that_hangs_midway_is_left_in_time_too() {
 }
 
 #[tokio::test]
-async fn a_sweep_meets_every_entry_and_takes_out_what_it_is_told_to() {
+async fn a_sweep_meets_every_entry_once_and_ends_when_it_is_told_to() {
     let rig = Rig::new();
     for (n, bytes) in (0u8..).zip(LENGTHS) {
         rig.put(n, bytes).await;
     }
     rig.damage(5, |file| *file.last_mut().unwrap() ^= 1);
-    let mut heads = 0;
-    let _ = rig.disk.sweep(false, |_, _, found| {
-        heads += usize::from(matches!(found, Found::Whole(_)));
-        std::ops::ControlFlow::Continue(Swept::Stay)
-    });
-    assert_eq!(heads, LENGTHS.len(), "no head is damaged");
+    for depth in [Depth::Key, Depth::Head] {
+        let mut met = Vec::new();
+        let end = rig.disk.sweep(depth, |entry, found| {
+            let is_head = matches!(found, Found::Whole(head) if head.subject.key == entry.key);
+            assert_eq!(is_head, depth == Depth::Head, "no head is damaged");
+            met.push(entry.key);
+            ControlFlow::Continue(())
+        });
+        met.sort_unstable();
+        assert!(end.is_continue() && met.len() == LENGTHS.len());
+        met.dedup();
+        assert_eq!(met.len(), LENGTHS.len(), "each once");
+    }
     let mut damaged = Vec::new();
-    let _ = rig.disk.sweep(true, |key, _, found| {
-        let is_damaged = matches!(found, Found::Damaged(_));
-        damaged.extend(is_damaged.then_some(key));
-        std::ops::ControlFlow::Continue(if is_damaged { Swept::Go } else { Swept::Stay })
+    let end = rig.disk.sweep(Depth::Whole, |entry, found| {
+        damaged.extend(matches!(found, Found::Damaged(_)).then_some(entry.key));
+        ControlFlow::Continue(())
     });
+    assert!(end.is_continue());
+    for key in &damaged {
+        assert!(rig.disk.take_out(key).unwrap().is_some_and(|bytes| bytes >= index::BLOCK));
+        assert_eq!(rig.disk.take_out(key).unwrap(), None, "it is gone");
+    }
+    let mut met = 0;
+    let end = rig.disk.sweep(Depth::Whole, |_, _| {
+        met += 1;
+        ControlFlow::Break(())
+    });
+    assert_eq!((end, met), (ControlFlow::Break(()), 1));
     assert_eq!(damaged, [ContentKey::sample(5)]);
     assert_eq!((rig.files(), rig.read(5).await), (LENGTHS.len() - 1, Err("miss")));
 }

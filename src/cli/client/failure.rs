@@ -7,8 +7,8 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 /// No connection.
-pub(super) fn unreachable(server: &str, error: &tonic::transport::Error) -> anyhow::Error {
-    anyhow!("cannot reach {server}: {}; is `latentgate serve` running? (--server URL names another)", innermost(error))
+pub(super) fn unreachable(flag: &str, server: &str, error: &tonic::transport::Error) -> anyhow::Error {
+    anyhow!("cannot reach {server}: {}; is `latentgate serve` running? ({flag} URL names another)", innermost(error))
 }
 
 /// The deadline passed, and not even the server said so.
@@ -18,6 +18,11 @@ pub(super) fn late(limit: Duration) -> anyhow::Error {
 
 /// The server's refusal, or a broken connection.
 pub(super) fn refused(server: &str, status: &Status) -> anyhow::Error {
+    told(server, status, hint(status))
+}
+
+/// The same, with what the person can do about it.
+pub(in crate::cli) fn told(server: &str, status: &Status, hint: Option<String>) -> anyhow::Error {
     if let Some(source) = status.source() {
         let cause = innermost(source);
         // Tonic's own watch over the deadline, which races the server's.
@@ -26,7 +31,7 @@ pub(super) fn refused(server: &str, status: &Status) -> anyhow::Error {
         }
         return anyhow!("the connection to {server} broke: {cause}; is `latentgate serve` still running?");
     }
-    let hint = hint(status).map(|hint| format!("; {hint}")).unwrap_or_default();
+    let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
     anyhow!("{}: {}{hint}", name(status.code()), one_line(status.message()))
 }
 
