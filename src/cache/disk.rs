@@ -334,8 +334,11 @@ impl Tier for Disk {
     }
 
     fn remove(&self, key: ContentKey) -> BoxFuture<'_, bool> {
-        let shared = self.0.clone();
-        Box::pin(async move { task::blocking(move || shared.remove(&key)).await.unwrap_or_default() })
+        let disk = self.clone();
+        Box::pin(async move {
+            let taken = task::blocking(move || disk.take_out(&key)).await;
+            matches!(taken, Ok(Ok(Some(_))))
+        })
     }
 }
 
@@ -354,16 +357,13 @@ impl Shared {
 
     fn set_aside(&self, key: &ContentKey) {
         let _names = self.names.lock();
+        if self.folder.is_closed() {
+            return;
+        }
         self.state.lock().index.remove(key);
         if let Err(error) = self.folder.set_aside(key) {
             tracing::debug!(?key, %error, "a damaged file stays where it is");
         }
-    }
-
-    fn remove(&self, key: &ContentKey) -> bool {
-        let _names = self.names.lock();
-        self.state.lock().index.remove(key);
-        self.folder.remove(key).is_ok()
     }
 }
 
