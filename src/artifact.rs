@@ -74,20 +74,19 @@ impl Artifact {
         self.body.slices()
     }
 
-    /// The same artifact in slices of [`envelope::CHUNK_BYTES`]; none if it lies in about so few already. What came over a
-    /// connection lies in the pieces that were read, and every one of them would be a frame, and a system call, each time it
-    /// is sent. Copies every byte: work for a blocking thread.
-    pub fn compacted(&self) -> Result<Option<Arc<Self>>, Error> {
-        let slices = self.slices();
-        let fewest = self.seal.length.div_ceil(envelope::CHUNK_BYTES as u64);
-        if slices.len() as u64 <= fewest + 1 && (slices.len() < 2 || fewest > 1) {
-            return Ok(None);
-        }
+    /// Whether it lies in many more slices than it takes. What came over a connection lies in the pieces that were read, and
+    /// every one of them would be a frame, and a system call, each time it is sent.
+    pub fn is_fragmented(&self) -> bool {
+        let (slices, fewest) = (self.slices().len() as u64, self.seal.length.div_ceil(envelope::CHUNK_BYTES as u64));
+        slices > fewest + 1 || (slices > 1 && fewest == 1)
+    }
+
+    /// The same artifact in slices of [`envelope::CHUNK_BYTES`]. Copies every byte: work for a blocking thread.
+    pub fn compacted(&self) -> Result<Arc<Self>, Error> {
         let (mut writer, body) = Body::channel();
         writer.begin_proved(self.meta.clone(), self.seal)?;
-        let mut joined = BytesMut::new();
-        let mut left = self.seal.length;
-        for mut slice in slices {
+        let (mut joined, mut left) = (BytesMut::new(), self.seal.length);
+        for mut slice in self.slices() {
             while !slice.is_empty() {
                 if joined.is_empty() {
                     joined.reserve(left.min(envelope::CHUNK_BYTES as u64) as usize);
@@ -101,7 +100,7 @@ impl Artifact {
             }
         }
         writer.finish(|_, _, _| {})?;
-        Ok(Some(Self::of(self.subject.clone(), &self.meta, self.seal, &body)))
+        Ok(Self::of(self.subject.clone(), &self.meta, self.seal, &body))
     }
 
     /// Bytes this artifact keeps in memory: its payload and what stands around it.
@@ -162,10 +161,10 @@ mod tests {
             let seal = writer.finish(|_, _, _| {}).unwrap();
             let sample = Artifact::sample(1, Bytes::new());
             let artifact = Artifact::of(sample.subject.clone(), body.meta().unwrap(), seal, &body);
-            let compacted = artifact.compacted().unwrap().unwrap_or_else(|| artifact.clone());
+            let compacted = artifact.compacted().unwrap();
             assert_eq!((compacted.slices().concat(), compacted.seal), (whole.clone(), seal));
-            assert!(compacted.slices().len() <= whole.len().div_ceil(CHUNK) + 1, "{}", compacted.slices().len());
-            assert!(compacted.compacted().unwrap().is_none());
+            assert_eq!(compacted.slices().len(), whole.len().div_ceil(CHUNK));
+            assert!(!compacted.is_fragmented());
         }
     }
 }

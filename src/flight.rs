@@ -198,6 +198,8 @@ impl Flights {
         shard.insert(key, flight.clone());
         let waiter = self.attach(&flight, wish.store);
         let landing = Landing { flight, table: self.clone(), _alive: self.0.metrics.flight() };
+        // A runtime that is shutting down drops the task within `spawn`, and landing takes the lock.
+        drop(shard);
         // Nobody owns a leader but its flight: the last waiter cancels it, and it watches for that itself.
         task::spawn(span, landing.fly(leader)).detach();
         Ok(Found::Led(waiter))
@@ -257,9 +259,15 @@ impl Flight {
     /// Whether who wants to go that far may join. One that has failed is about to leave the table: who comes now comes
     /// after the failure.
     fn takes(&self, reach: Reach) -> bool {
-        let has_failed = matches!(self.body.end(), Some(End::Failed(_)));
-        let is_fresh = self.reach == Reach::Backend || self.source.get() == Some(&Outcome::Computed);
-        !has_failed && (is_fresh || reach != Reach::Backend)
+        match self.body.end() {
+            Some(End::Failed(_)) => false,
+            // Made before it was asked for.
+            Some(End::Complete(_)) => reach != Reach::Backend,
+            None => {
+                let is_fresh = self.reach == Reach::Backend || self.source.get() == Some(&Outcome::Computed);
+                is_fresh || reach != Reach::Backend
+            }
+        }
     }
 
     fn is_worth_finishing(&self, keep_from: f32) -> bool {
@@ -337,8 +345,9 @@ impl Drop for Waiter {
         if shard.get(&self.flight.key).is_some_and(|present| Arc::ptr_eq(present, &self.flight)) {
             // Out of the table at once: a newcomer starts afresh instead of joining a run that is being stopped.
             shard.remove(&self.flight.key);
-            self.flight.cancel.cancel();
         }
+        // Also where another has taken its place: nobody can join it any more.
+        self.flight.cancel.cancel();
     }
 }
 

@@ -208,7 +208,10 @@ impl Pipeline {
             return Ok(Reply::hit(key, &artifact, permit));
         }
         match self.0.aliases.get(&alias) {
-            Some(key) if policy != CachePolicy::Bypass => self.kept(key, checked.model(), permit).await,
+            Some(key) if policy != CachePolicy::Bypass => {
+                let order = Order::new(key, checked.model().clone(), None, Reach::Tiers);
+                self.kept(order, wish_of(policy).store, permit).await
+            }
             _ => Err(permit),
         }
     }
@@ -235,32 +238,29 @@ impl Pipeline {
         let Read { key, job, held } = self.read(checked, (data, digest), held).await?;
         self.0.aliases.insert(alias, key);
         if policy == CachePolicy::OnlyIfCached {
+            let (predicted, model) = (job.predicted()?, job.model.clone());
+            let order = Order::new(key, model, Some((Arc::new(job), predicted, hops)), Reach::Tiers);
             let absent = || Error::new(ErrorKind::NotCached, NOT_CACHED);
-            return self.kept(key, &job.model, permit).await.map_err(|_permit| absent());
+            return self.kept(order, Store::Refused, permit).await.map_err(|_permit| absent());
         }
         self.answer(key, (Arc::new(job), held, hops), policy, permit).await
     }
 
-    /// The answer of `key` if it is kept or being computed; the permit if not.
-    async fn kept(&self, key: ContentKey, model: &Arc<ModelSpec>, permit: Permit) -> Result<Reply, Permit> {
-        if let Some(artifact) = self.0.parts.memory.get(&key) {
+    /// The answer if it is kept, can be made of what is kept, or is being computed; the permit if not.
+    async fn kept(&self, order: Order, store: Store, permit: Permit) -> Result<Reply, Permit> {
+        let (key, memory) = (order.key, &self.0.parts.memory);
+        if let Some(artifact) = memory.get(&key) {
             return Ok(Reply::hit(key, &artifact, permit));
         }
-        let wish = Wish { reach: Reach::Tiers, store: Store::Allowed };
-        let found = self.0.flights.look_or_join(
-            key,
-            wish,
-            || self.0.parts.memory.get(&key),
-            |lead| Ok(self.start(Order { key, model: model.clone(), work: None, reach: wish.reach }, lead)),
-        );
-        let (waiter, outcome) = match found {
+        let wish = Wish { reach: order.reach, store };
+        let lead = |lead| Ok(self.start(order, lead));
+        let (waiter, outcome) = match self.0.flights.look_or_join(key, wish, || memory.get(&key), lead) {
             Ok(Found::Hit(artifact)) => return Ok(Reply::hit(key, &artifact, permit)),
             Ok(Found::Joined(waiter)) => (waiter, Outcome::Coalesced),
             Ok(Found::Led(waiter)) => (waiter, Outcome::HitDisk),
             Err(_) => return Err(permit),
         };
-        // Whoever goes to the tiers alone may come back without an answer.
-        if waiter.reach() == Reach::Tiers && waiter.reader().meta().await.is_err() {
+        if came_back_empty(&waiter).await {
             return Err(permit);
         }
         Ok(Reply::flight(key, outcome, waiter, None, permit))
@@ -285,8 +285,8 @@ impl Pipeline {
                 Found::Led(waiter) => {
                     return Ok(Reply::flight(key, Outcome::Computed, waiter, Some((job, None)), permit));
                 }
-                // One who has not brought the input leads: if the tiers have nothing, somebody who has goes on.
-                Found::Joined(waiter) if waiter.reach() == Reach::Tiers && waiter.reader().meta().await.is_err() => {}
+                // Somebody who has the input goes on.
+                Found::Joined(waiter) if came_back_empty(&waiter).await => {}
                 // The leader's job is the flight's memory; a joiner's own is its own, and kept only while it can be of
                 // use.
                 Found::Joined(waiter) => {
@@ -308,7 +308,7 @@ impl Pipeline {
             let predicted = job.predicted()?;
             let reservation = self.reserve(predicted.held_bytes)?;
             let work = Some((job.clone(), predicted, hops.clone()));
-            let order = Order { key, model: job.model.clone(), work, reach: wish.reach };
+            let order = Order::new(key, job.model.clone(), work, wish.reach);
             Ok(Start { held: Box::new(reservation), ..self.start(order, lead) })
         })
     }
@@ -317,8 +317,13 @@ impl Pipeline {
     fn start(&self, order: Order, lead: crate::flight::Lead) -> Start<impl Future<Output = ()> + Send + use<>> {
         let span = tracing::debug_span!(parent: None, "flight", key = ?order.key, model = %order.model.id);
         span.follows_from(Span::current());
-        Start { span, held: Box::new(()), leader: self.clone().lead(order, lead) }
+        Start { span, held: Box::new(order.later.clone()), leader: self.clone().lead(order, lead) }
     }
+}
+
+/// Whether a flight that goes to the tiers alone has found nothing there.
+async fn came_back_empty(waiter: &Waiter) -> bool {
+    waiter.reach() == Reach::Tiers && waiter.reader().meta().await.is_err()
 }
 
 /// What one hears who asked for what is kept alone.

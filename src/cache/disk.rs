@@ -51,6 +51,9 @@ pub use sweep::{Depth, Found};
 /// Reads at a time: enough to keep a fast disk busy, few enough that a dead one holds few threads.
 const READS: usize = 16;
 
+/// Chunks read ahead of whoever takes them: a reader that waits for each to be taken changes threads with each.
+const AHEAD: usize = 4;
+
 /// Settings of the disk tier.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -151,10 +154,10 @@ impl Disk {
         Ok(Self(shared))
     }
 
-    /// Gives the folder up. Lookups find nothing from now on, and nothing is taken in.
+    /// Gives the folder up. Lookups find nothing from now on, and nothing is taken in. Whoever is moving names is let
+    /// finish, unless the disk hangs.
     pub fn close(&self) {
-        // Whoever is moving names is let finish.
-        let _names = self.0.names.lock();
+        let _names = self.0.names.try_lock_for(self.0.config.read_time);
         self.0.folder.close();
     }
 
@@ -195,37 +198,40 @@ impl Disk {
         }
         let reader = self.clone();
         let turns = shared.turns.clone();
-        let opened = async move {
-            // Kept until the thread is done with the disk, however long ago its reader has left.
-            let turn = turns.acquire_owned().await.ok()?;
-            let read = move || {
-                let opened = reader.0.folder.read(&key);
-                opened.as_ref().err().iter().for_each(|refusal| reader.note(&key, refusal));
-                (opened, turn)
-            };
-            task::blocking(read).await.ok()
+        // Others' reading is no fault of the disk's.
+        let Ok(Ok(turn)) = timeout(shared.config.read_time, turns.acquire_owned()).await else {
+            return Lookup::Throttled;
         };
-        let Ok(Some((opened, turn))) = timeout(shared.config.read_time, opened).await else {
+        // The turn is kept until the thread is done with the disk, however long ago its reader has left.
+        let read = move || {
+            let opened = reader.0.folder.read(&key);
+            let was_known = match &opened {
+                Ok(_) => true,
+                Err(refusal) => reader.note(&key, refusal),
+            };
+            (opened, was_known, turn)
+        };
+        let Ok(Ok((opened, was_known, turn))) = timeout(shared.config.read_time, task::blocking(read)).await else {
             self.failed_to_read(&io::Error::from(io::ErrorKind::TimedOut));
             return Lookup::Throttled;
         };
+        if !matches!(opened, Err(Refusal::Failed(_))) {
+            self.read_well();
+        }
         match opened {
-            Ok(opened) => {
-                self.read_well();
-                Lookup::Hit(Box::new(self.stream(key, opened, turn)))
-            }
-            Err(Refusal::Absent) => self.forget(key).await,
-            Err(Refusal::Foreign(_)) => Lookup::Stale,
+            Ok(opened) => Lookup::Hit(Box::new(self.stream(key, opened, turn))),
+            Err(Refusal::Absent) if !was_known => Lookup::Miss,
+            Err(Refusal::Absent | Refusal::Foreign(_)) => Lookup::Stale,
             Err(Refusal::Corrupt(_)) => Lookup::Corrupt,
             Err(Refusal::Failed(_)) => Lookup::Throttled,
         }
     }
 
-    /// The chunks behind the first, read one ahead of whoever takes them.
+    /// The chunks behind the first ones, read a little ahead of whoever takes them.
     fn stream(&self, key: ContentKey, opened: Opened, turn: OwnedSemaphorePermit) -> Stored {
         let Opened { head, first, rest } = opened;
         let Some(mut rest) = rest else { return Stored::new(head, first, None) };
-        let (sender, receiver) = mpsc::channel(1);
+        let (sender, receiver) = mpsc::channel(AHEAD);
         let disk = self.clone();
         let read = move || {
             let _turn = turn;
@@ -250,8 +256,8 @@ impl Disk {
         Stored::new(head, first, Some(Rest { chunks: receiver, patience: self.0.config.read_time }))
     }
 
-    /// Counts what is wrong with a file, and takes a damaged one out of the way. Blocks.
-    fn note(&self, key: &ContentKey, refusal: &Refusal) {
+    /// Counts what is wrong with a file, and takes a damaged one out of the way. Says whether the index knew it. Blocks.
+    fn note(&self, key: &ContentKey, refusal: &Refusal) -> bool {
         match refusal {
             Refusal::Corrupt(why) => {
                 self.0.metrics.cache_corrupt(TierName::Disk);
@@ -265,17 +271,9 @@ impl Disk {
             Refusal::Failed(error) => self.failed_to_read(error),
             // Left where it is: its own version may come back.
             Refusal::Foreign(why) => tracing::debug!(?key, %why, "a file of the disk tier is of another version"),
-            Refusal::Absent => {}
+            Refusal::Absent => return self.0.forget(key),
         }
-    }
-
-    /// Takes what has vanished out of the index.
-    async fn forget(&self, key: ContentKey) -> Lookup {
-        let shared = self.0.clone();
-        match task::blocking(move || shared.forget(&key)).await {
-            Ok(true) => Lookup::Stale,
-            Ok(false) | Err(_) => Lookup::Miss,
-        }
+        true
     }
 
     fn failed_to_read(&self, error: &io::Error) {
@@ -351,8 +349,12 @@ impl Shared {
 
     /// Says whether it was known. What has been written meanwhile stays.
     fn forget(&self, key: &ContentKey) -> bool {
+        if !self.state.lock().index.contains(key) {
+            return false;
+        }
         let _names = self.names.lock();
-        !self.folder.place(key).exists() && self.state.lock().index.remove(key).is_some()
+        let is_gone = matches!(self.folder.place(key).try_exists(), Ok(false));
+        is_gone && self.state.lock().index.remove(key).is_some()
     }
 
     fn set_aside(&self, key: &ContentKey) {

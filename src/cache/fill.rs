@@ -79,13 +79,13 @@ impl Fill {
         &self.0.shared.tier
     }
 
-    /// Has `artifact` written, in place of one that waits under its key; or drops and counts it. Never waits.
-    pub fn offer(&self, artifact: Arc<Artifact>) {
+    /// Has `artifact` written, in place of one that waits under its key; or drops and counts it, and says so. Never waits.
+    pub fn offer(&self, artifact: Arc<Artifact>) -> bool {
         let shared = &self.0.shared;
         let mut queue = shared.queue.lock();
         if queue.bytes + artifact.weight() > shared.capacity {
             shared.metrics.cache_fill_dropped(shared.tier.name());
-            return;
+            return false;
         }
         let key = *artifact.key();
         queue.bytes += artifact.weight();
@@ -101,6 +101,7 @@ impl Fill {
         }
         drop(queue);
         shared.offered.notify_one();
+        true
     }
 
     /// What waits under `key`.
@@ -162,7 +163,9 @@ impl Shared {
                 self.offered.notified().await;
                 continue;
             };
-            if let Err(refused) = self.tier.put(artifact.clone()).await {
+            let put = self.tier.put(artifact.clone()).await;
+            let is_refused = put.is_err();
+            if let Err(refused) = put {
                 self.metrics.cache_write_failed(self.tier.name());
                 let (tier, key) = (self.tier.name().label(), artifact.key());
                 match refused {
@@ -171,7 +174,8 @@ impl Shared {
                     Refused::NoRoom { .. } => tracing::debug!(tier, ?key, %refused, "not kept"),
                 }
             }
-            if self.written(&artifact) == Written::Purged {
+            // Nor is an older one to outlive a newer that was not taken in.
+            if self.written(&artifact) == Written::Purged || is_refused {
                 self.tier.remove(*artifact.key()).await;
             }
         }

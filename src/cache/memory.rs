@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytesize::ByteSize;
-use moka::{Expiry, notification::RemovalCause, sync::Cache};
+use moka::{Expiry, notification::RemovalCause, ops::compute::Op, sync::Cache};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -95,6 +95,21 @@ impl Memory {
     /// Keeps `artifact` for at most `life`, or not, as the admission policy sees fit. Replaces what was there.
     pub fn insert(&self, artifact: Arc<Artifact>, life: Option<Duration>) {
         self.map.insert(*artifact.key(), Held { artifact, life });
+    }
+
+    /// Keeps `artifact`, which comes out of another tier, unless something is there: that can only be newer.
+    pub fn restore(&self, artifact: Arc<Artifact>, life: Option<Duration>) {
+        self.map.entry(*artifact.key()).or_insert(Held { artifact, life });
+    }
+
+    /// Keeps `better` in place of `artifact`, whose bytes it has, if that is still there.
+    pub fn replace(&self, artifact: &Arc<Artifact>, better: Arc<Artifact>) {
+        self.map.entry(*artifact.key()).and_compute_with(|entry| match entry {
+            Some(entry) if Arc::ptr_eq(&entry.value().artifact, artifact) => {
+                Op::Put(Held { artifact: better, life: entry.value().life })
+            }
+            _ => Op::Nop,
+        });
     }
 
     /// Lets go what is in question, and says how many those were. Goes through the whole map.

@@ -3,7 +3,7 @@
 //! A tier is asked by a flight's leader, so once for any number of equal requests. It proves every chunk before it gives
 //! it out, and nothing that goes wrong in it ever fails a job: whatever is not a hit is a miss with a reason.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{sync::mpsc, time::timeout};
@@ -35,7 +35,7 @@ pub trait Tier: Send + Sync {
 
 /// What a tier answers.
 pub enum Lookup {
-    /// It is there; its first chunk is proved.
+    /// It is there; its first chunks are proved.
     Hit(Box<Stored>),
     /// It is not.
     Miss,
@@ -51,11 +51,11 @@ pub enum Lookup {
 pub struct Stored {
     /// Everything about it but its bytes.
     pub head: Head,
-    first: Option<Bytes>,
+    first: VecDeque<Bytes>,
     rest: Option<Rest>,
 }
 
-/// The chunks behind the first.
+/// The chunks behind the first ones.
 pub struct Rest {
     /// Each proved. It ends with the artifact or with a fault.
     pub chunks: mpsc::Receiver<Result<Bytes, Fault>>,
@@ -111,14 +111,14 @@ impl Lookup {
 // === impl Stored ===
 
 impl Stored {
-    /// An artifact whose first chunk is proved, and the others to come, if there are any.
-    pub const fn new(head: Head, first: Bytes, rest: Option<Rest>) -> Self {
-        Self { head, first: Some(first), rest }
+    /// An artifact whose first chunks are proved, and the others to come, if there are any.
+    pub fn new(head: Head, first: Vec<Bytes>, rest: Option<Rest>) -> Self {
+        Self { head, first: first.into(), rest }
     }
 
     /// The next chunk, proved; none after the last. Cancel-safe.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
-        if let Some(first) = self.first.take() {
+        if let Some(first) = self.first.pop_front() {
             return Ok(Some(first));
         }
         match &mut self.rest {

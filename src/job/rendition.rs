@@ -37,6 +37,9 @@ pub enum RenditionError {
     /// The source is not what its form says.
     #[error("the source does not render")]
     Render(#[from] render::RenderError),
+    /// A number is too large for the type that was asked for: no answer of a run either.
+    #[error("a number of the source is too large for {0}")]
+    TooLarge(DType),
     /// The source is no tensor of floats.
     #[error("the source is no tensor of floats")]
     Float(#[from] float::NotFloat),
@@ -87,9 +90,9 @@ impl Output {
     /// Makes this form of the decoder's numbers, `[n, 3, h, w]`: f32, or f16 where no f32 is wanted. Blocks.
     pub fn of_decoded(self, numbers: &Tensor) -> Result<Rendition, RenditionError> {
         match self {
-            Self::Tensor(dtype) => Ok(Rendition::of(float::cast(numbers, dtype)?)),
-            Self::Unit => Ok(Rendition::of(render::unit(&float::cast(numbers, DType::F16)?)?)),
-            _ => self.of_pixels(&render::uint8(&float::cast(numbers, DType::F16)?)?),
+            Self::Tensor(dtype) => Ok(Rendition::of(cast(numbers, dtype)?)),
+            Self::Unit => Ok(Rendition::of(render::unit(&cast(numbers, DType::F16)?)?)),
+            _ => self.of_pixels(&render::uint8(&cast(numbers, DType::F16)?)?),
         }
     }
 
@@ -106,6 +109,12 @@ impl Output {
         };
         Ok(Rendition { dtype: pixels.dtype(), shape: pixels.shape().clone(), bytes: file })
     }
+}
+
+/// Finite numbers stay finite, or there is no such form.
+fn cast(numbers: &Tensor, to: DType) -> Result<Tensor, RenditionError> {
+    let cast = float::cast(numbers, to)?;
+    if numbers.dtype() == to || float::is_finite(&cast) { Ok(cast) } else { Err(RenditionError::TooLarge(to)) }
 }
 
 impl Rendition {

@@ -1,19 +1,24 @@
 //! Step 9: one form of a decode made of another that is at hand, without a run.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
-use super::{Keep, Pipeline, lead::Order};
+use super::{
+    Pipeline, came_back_empty,
+    lead::{Made, Order},
+    tiers::Whole,
+};
 use crate::{
     body::BodyWriter,
     error::Error,
-    flight::{Found, Lead, Reach, Store, Wish},
+    flight::{Found, Lead, Reach, Store, Waiter, Wish},
     job::{Job, Output, Work},
     key::ContentKey,
     meta::{ContentType, Meta, Provenance},
     metrics::Outcome,
+    progress::Progress,
     task,
     tensor::DType,
 };
@@ -27,67 +32,86 @@ const PIXELS: Output = Output::Tensor(DType::F16);
 impl Pipeline {
     /// Makes the answer of another form of the same decode, if one is kept. A source that turns out to be of no use is
     /// none: the answer is then computed.
-    pub(super) async fn derive(&self, order: &Order, lead: &mut Lead) -> Result<bool, Error> {
-        let Some((job, ..)) = &order.work else { return Ok(false) };
-        let Work::Decode { output, .. } = job.work else { return Ok(false) };
+    pub(super) async fn derive(&self, order: &Order, lead: &mut Lead) -> Result<Option<Made>, Error> {
+        let Some((job, predicted, _)) = &order.work else { return Ok(None) };
+        let Work::Decode { output, .. } = job.work else { return Ok(None) };
         if job.model.is_video() {
-            return Ok(false);
+            return Ok(None);
         }
         for &from in output.sources() {
             let Some(source) = job.with_output(from) else { break };
             let key = ContentKey::of(&source, &self.0.parts.namespace);
-            let Some((meta, slices)) = self.look(&key, &job.model).await else { continue };
-            match render((from, output), meta, slices).await {
+            let Some((whole, held)) = self.look(&key, &job.model).await else { continue };
+            // Who does not go on to a backend has not reserved the answer's memory yet.
+            if order.reach == Reach::Tiers {
+                let Ok(held) = self.reserve(predicted.held_bytes) else { continue };
+                order.later.get_or_init(|| held);
+            }
+            let made = whole.made;
+            let rendered = render((from, output), whole).await;
+            drop(held);
+            match rendered {
                 Ok((meta, bytes)) => {
                     lead.source.tell(Outcome::Derived);
                     publish(&mut lead.writer, meta, bytes).await?;
-                    return Ok(true);
+                    // As old as what it is made of: a form of a form is not to live longer.
+                    return Ok(Some(Made::Anew(made)));
                 }
-                Err(error) => tracing::warn!(?from, ?output, %error, "a kept form does not render"),
+                Err(error) => tracing::debug!(?from, ?output, %error, "a kept form does not render"),
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
-    /// The answer by way of the decoder's numbers, which are computed, or joined, and kept under their own key.
-    pub(super) async fn through_pixels(&self, order: &Order, lead: &mut Lead) -> Result<(), Error> {
-        debug_assert_ne!(self.0.parts.keep, Keep::Requested);
+    /// The answer by way of the decoder's numbers, which are computed, or joined, and kept under their own key. Gives when
+    /// those were made.
+    pub(super) async fn through_pixels(&self, order: &Order, lead: &mut Lead) -> Result<SystemTime, Error> {
         let Some((job, _, hops)) = &order.work else { return Err(Error::internal("no job to compute")) };
         let Work::Decode { output, .. } = job.work else { return Err(Error::internal("an encode has no pixels")) };
         let source: Arc<Job> = Arc::new(job.with_output(PIXELS).ok_or_else(|| Error::internal("no other form"))?);
         let key = ContentKey::of(&source, &self.0.parts.namespace);
         let store = if lead.wish.is_allowed() { Store::Allowed } else { Store::Refused };
-        let reach = if order.reach == Reach::Backend { Reach::Backend } else { Reach::All };
-        let (meta, slices) = match self.look_or_join(key, Wish { reach, store }, (&source, hops))? {
-            Found::Hit(artifact) => (artifact.meta().clone(), artifact.slices()),
-            Found::Joined(waiter) | Found::Led(waiter) => {
-                let (mut reader, mut watched) = (waiter.reader(), waiter.progress());
-                let told = async {
-                    while watched.changed().await.is_ok() {
-                        lead.progress.send_replace(*watched.borrow_and_update());
-                    }
-                    std::future::pending::<()>().await;
-                };
-                let read = async {
-                    let (meta, mut slices) = (reader.meta().await?, Vec::new());
-                    while let Some(slice) = reader.next().await? {
-                        slices.push(slice);
-                    }
-                    Ok::<_, Error>((meta, slices))
-                };
-                tokio::select! {
-                    read = read => read?,
-                    () = told => return Err(Error::internal("what never ends has ended")),
-                }
+        let wish = Wish { reach: order.reach, store };
+        let whole = loop {
+            match self.look_or_join(key, wish, (&source, hops))? {
+                Found::Hit(artifact) => break Whole::of(&artifact),
+                Found::Joined(waiter) if came_back_empty(&waiter).await => {}
+                Found::Joined(waiter) | Found::Led(waiter) => break follow(&waiter, &lead.progress).await?,
             }
         };
-        let (meta, bytes) = render((PIXELS, output), meta, slices).await?;
-        publish(&mut lead.writer, meta, bytes).await
+        let made = whole.made;
+        let (meta, bytes) = render((PIXELS, output), whole).await?;
+        publish(&mut lead.writer, meta, bytes).await?;
+        Ok(made)
+    }
+}
+
+/// All that a flight makes; tells on the way how far it is.
+async fn follow(waiter: &Waiter, progress: &watch::Sender<Progress>) -> Result<Whole, Error> {
+    let (mut reader, mut watched) = (waiter.reader(), waiter.progress());
+    let told = async {
+        while watched.changed().await.is_ok() {
+            progress.send_replace(*watched.borrow_and_update());
+        }
+        // The run is over, and the reader is about to find out.
+        std::future::pending().await
+    };
+    let read = async {
+        let (meta, mut slices) = (reader.meta().await?, Vec::new());
+        while let Some(slice) = reader.next().await? {
+            slices.push(slice);
+        }
+        Ok(Whole { meta, slices, made: SystemTime::now() })
+    };
+    tokio::select! {
+        read = read => read,
+        never = told => never,
     }
 }
 
 /// One form of another, on the blocking pool.
-async fn render((from, to): (Output, Output), source: Meta, slices: Vec<Bytes>) -> Result<(Meta, Bytes), Error> {
+async fn render((from, to): (Output, Output), source: Whole) -> Result<(Meta, Bytes), Error> {
+    let Whole { meta: source, slices, .. } = source;
     let rendered = task::blocking(move || {
         let began = Instant::now();
         let made = to.derive(from, (source.dtype, source.shape), &join(slices))?;

@@ -1,14 +1,19 @@
 //! The leader's part of the path: tiers, derive, route, compute, judge, keep.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, SystemTime},
+};
 
 use tokio::time::Instant;
 
 use super::{Keep, Pipeline};
 use crate::{
+    admission::Reservation,
     artifact::{Artifact, Subject},
     backend::{Backend, Compute, ModelState, Others},
     body::{Body, BodyWriter},
+    cache::tier::Tier,
     deadline::Deadline,
     error::{Error, ErrorKind},
     flight::{Lead, Reach},
@@ -30,14 +35,27 @@ pub(super) struct Order {
     /// The job, what its answer will be, and the way of its request; none where the input has not been sent.
     pub(super) work: Option<(Arc<Job>, Predicted, Hops)>,
     pub(super) reach: Reach,
+    /// Memory that is reserved when it is known how much it takes. Kept until the last waiter is gone.
+    pub(super) later: Arc<OnceLock<Reservation>>,
 }
 
 /// What is left to do with an answer that is there.
 pub(super) enum Made {
     /// It is in the tiers; memory gets it too.
     Stored(Subject),
-    /// It is new.
-    Anew,
+    /// It is new, of numbers that were computed then.
+    Anew(SystemTime),
+}
+
+impl Order {
+    pub(super) fn new(
+        key: ContentKey,
+        model: Arc<ModelSpec>,
+        work: Option<(Arc<Job>, Predicted, Hops)>,
+        reach: Reach,
+    ) -> Self {
+        Self { key, model, work, reach, later: Arc::default() }
+    }
 }
 
 impl Pipeline {
@@ -51,38 +69,41 @@ impl Pipeline {
         let Lead { writer, wish, progress, .. } = lead;
         // What is left is worth finishing, though the last reader may leave with its last byte.
         progress.send_if_modified(Progress::complete);
-        let mut fresh = None;
+        let (mut fresh, mut dropped) = (None, Vec::new());
         let kept = writer.finish(|meta, seal, body| match made {
-            Made::Stored(subject) => self.remember(Artifact::of(subject, meta, seal, body), &order.model),
-            Made::Anew if wish.is_allowed() && self.keeps(&order) => {
+            Made::Stored(subject) => {
+                let life = life(&subject, &order.model);
+                self.0.parts.memory.restore(Artifact::of(subject, meta, seal, body), life);
+            }
+            Made::Anew(made) if wish.is_allowed() && self.keeps(&order) => {
                 let task = order.work.as_ref().map_or(Task::Decode, |(job, ..)| job.task());
                 let (key, model) = (order.key, order.model.id.clone());
-                let subject = Subject { key, model, task, made: SystemTime::now() };
-                let artifact = Artifact::of(subject, meta, seal, body);
-                self.remember(artifact.clone(), &order.model);
+                let artifact = Artifact::of(Subject { key, model, task, made }, meta, seal, body);
+                dropped = self.keep(&artifact, &order.model);
                 fresh = Some(artifact);
             }
-            Made::Anew => {}
+            Made::Anew(_) => {}
         });
         if let Err(error) = kept {
             tracing::error!(%error, model = %order.model.id, "an answer is not whole");
         }
-        if let Some(artifact) = fresh {
-            self.store(artifact, &order.model).await;
+        if order.reach == Reach::Backend {
+            // What this one was to refresh is not to outlive it.
+            for tier in dropped {
+                tier.remove(order.key).await;
+            }
+        }
+        if let Some(artifact) = fresh.filter(|artifact| artifact.is_fragmented()) {
+            self.compact(artifact).await;
         }
     }
 
     /// Readers have the answer by now, and memory has it as it came. From here on it is kept in as few pieces as it takes.
-    async fn store(&self, artifact: Arc<Artifact>, model: &ModelSpec) {
+    async fn compact(&self, artifact: Arc<Artifact>) {
         let fragmented = artifact.clone();
-        let compacted = match task::blocking(move || fragmented.compacted()).await {
-            Ok(Ok(compacted)) => compacted,
-            // It is whole as it is.
-            Ok(Err(_)) | Err(_) => None,
-        };
-        match compacted {
-            Some(compacted) => self.keep(&compacted, model),
-            None => self.offer(&artifact),
+        // Failing that it is whole as it is.
+        if let Ok(Ok(compacted)) = task::blocking(move || fragmented.compacted()).await {
+            self.0.parts.memory.replace(&artifact, compacted);
         }
     }
 
@@ -91,21 +112,22 @@ impl Pipeline {
             if let Some(made) = self.ask_tiers(order, lead).await? {
                 return Ok(made);
             }
-            if self.derive(order, lead).await? {
-                return Ok(Made::Anew);
+            if let Some(made) = self.derive(order, lead).await? {
+                return Ok(made);
             }
         }
-        let Some((job, predicted, hops)) = &order.work else {
+        let (Some((job, predicted, hops)), Reach::All | Reach::Backend) = (&order.work, order.reach) else {
             return Err(Error::new(ErrorKind::NotCached, super::NOT_CACHED));
         };
         lead.source.tell(Outcome::Computed);
-        if self.wants_pixels(job) {
-            self.through_pixels(order, lead).await?;
+        let made = if self.wants_pixels(job) {
+            self.through_pixels(order, lead).await?
         } else {
             self.route(Self::compute(job, hops, lead), &mut lead.writer).await?;
-        }
+            SystemTime::now()
+        };
         judge(lead.body.meta(), predicted)?;
-        Ok(Made::Anew)
+        Ok(Made::Anew(made))
     }
 
     pub(super) fn compute(job: &Arc<Job>, hops: &Hops, lead: &Lead) -> Compute {
@@ -124,23 +146,11 @@ impl Pipeline {
         self.0.parts.keep != Keep::Requested && has_pixels(job)
     }
 
-    /// Memory and every tier get a new artifact.
-    pub(super) fn keep(&self, artifact: &Arc<Artifact>, model: &ModelSpec) {
-        self.remember(artifact.clone(), model);
-        self.offer(artifact);
-    }
-
-    fn offer(&self, artifact: &Arc<Artifact>) {
-        for tier in &self.0.parts.tiers {
-            tier.offer(artifact.clone());
-        }
-    }
-
-    /// Memory gets an artifact, for what is left of its life.
-    fn remember(&self, artifact: Arc<Artifact>, model: &ModelSpec) {
-        let age = SystemTime::now().duration_since(artifact.subject().made).unwrap_or_default();
-        let life = model.time_to_live.map(|most| most.saturating_sub(age));
-        self.0.parts.memory.insert(artifact, life);
+    /// Memory and every tier get a new artifact. Gives the tiers whose queue had no room for it.
+    pub(super) fn keep(&self, artifact: &Arc<Artifact>, model: &ModelSpec) -> Vec<Arc<dyn Tier>> {
+        self.0.parts.memory.insert(artifact.clone(), life(artifact.subject(), model));
+        let full = self.0.parts.tiers.iter().filter(|tier| !tier.offer(artifact.clone()));
+        full.map(|fill| fill.tier().clone()).collect()
     }
 
     /// Step 10: the first backend that answers, in the order of policy, health and queues. The next is asked only as
@@ -187,6 +197,12 @@ impl Pipeline {
         writer.finish(|meta, seal, body| made = Some(Artifact::of(subject, meta, seal, body)))?;
         made.ok_or_else(|| Error::internal("a whole body is no artifact"))
     }
+}
+
+/// How long an artifact may still be kept.
+fn life(subject: &Subject, model: &ModelSpec) -> Option<Duration> {
+    let age = SystemTime::now().duration_since(subject.made).unwrap_or_default();
+    model.time_to_live.map(|most| most.saturating_sub(age))
 }
 
 /// Whether a job's answer can be made of the decoder's f16 numbers.

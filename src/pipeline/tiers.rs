@@ -14,16 +14,30 @@ use super::{
     lead::{Made, Order, judge},
 };
 use crate::{
+    admission::Reservation,
     artifact::{Artifact, Subject},
     body::{BodyWriter, Seal},
     cache::tier::{Fault, Lookup, Stored},
     error::{Error, ErrorKind},
-    flight::Lead,
+    flight::{Lead, Reach},
     key::ContentKey,
     meta::Meta,
     metrics::Outcome,
     model::ModelSpec,
 };
+
+/// Everything of an artifact that another form can be made of.
+pub(super) struct Whole {
+    pub(super) meta: Meta,
+    pub(super) slices: Vec<Bytes>,
+    pub(super) made: SystemTime,
+}
+
+impl Whole {
+    pub(super) fn of(artifact: &Artifact) -> Self {
+        Self { meta: artifact.meta().clone(), slices: artifact.slices(), made: artifact.subject().made }
+    }
+}
 
 impl Pipeline {
     /// The answer out of the nearest tier that has it.
@@ -41,10 +55,10 @@ impl Pipeline {
             if !is_good(order, &stored.head.subject, &stored.head.meta) {
                 continue;
             }
-            // Who has not brought the input has not reserved the answer's memory either.
-            let held = if order.work.is_none() { self.reserve(stored.head.meta.length).ok() } else { None };
-            if order.work.is_none() && held.is_none() {
-                continue;
+            // Who does not go on to a backend has not reserved the answer's memory either.
+            if order.reach == Reach::Tiers {
+                let Ok(held) = self.reserve(stored.head.meta.length) else { continue };
+                order.later.get_or_init(|| held);
             }
             return self.read_from(order, *stored, lead).await.map(Some);
         }
@@ -79,40 +93,47 @@ impl Pipeline {
             let message = format!("the stored answer broke off ({fault}); it is made anew for who asks again");
             Error::new(ErrorKind::Unavailable, message)
         };
-        let Some((job, predicted, hops)) = &order.work else { return Err(broken()) };
+        let (Some((job, predicted, hops)), Reach::All | Reach::Backend) = (&order.work, order.reach) else {
+            return Err(broken());
+        };
         let _held = self.reserve(predicted.held_bytes)?;
         let anew = self.route_apart(order.key, Self::compute(job, hops, lead), predicted).await?;
-        // Kept either way: the damaged one has been set aside.
-        self.keep(&anew, &order.model);
         if *anew.seal() != seal {
+            if lead.wish.is_allowed() {
+                self.keep(&anew, &order.model);
+            }
             return Err(broken());
         }
         publish(&mut lead.writer, after(anew.slices(), published))?;
-        Ok(Made::Stored(anew.subject().clone()))
+        // Kept like any other: the damaged one has been set aside.
+        Ok(Made::Anew(anew.subject().made))
     }
 
-    /// An artifact of another key, whole, wherever it is kept.
-    pub(super) async fn look(&self, key: &ContentKey, model: &ModelSpec) -> Option<(Meta, Vec<Bytes>)> {
+    /// An artifact of another key, whole, wherever it is kept, and memory for it and what it is made into on the way. No
+    /// memory is as good as no artifact.
+    pub(super) async fn look(&self, key: &ContentKey, model: &ModelSpec) -> Option<(Whole, Reservation)> {
         let is_fresh = |subject: &Subject| !subject.is_expired(model.time_to_live, SystemTime::now());
-        let whole = |artifact: &Arc<Artifact>| (artifact.meta().clone(), artifact.slices());
+        let held = |length: u64| self.reserve(length.saturating_mul(2)).ok();
+        let whole = |artifact: &Arc<Artifact>| Some((Whole::of(artifact), held(artifact.meta().length)?));
         if let Some(artifact) = self.0.parts.memory.get(key) {
-            return Some(whole(&artifact));
+            return whole(&artifact);
         }
         for tier in &self.0.parts.tiers {
             if let Some(artifact) = tier.get(key).filter(|artifact| is_fresh(artifact.subject())) {
-                return Some(whole(&artifact));
+                return whole(&artifact);
             }
             let Lookup::Hit(mut stored) = tier.tier().get(*key).await else { continue };
             if !is_fresh(&stored.head.subject) {
                 continue;
             }
-            let mut slices = Vec::new();
+            let (mut slices, held) = (Vec::new(), held(stored.head.meta.length)?);
             while let Ok(Some(chunk)) = stored.next().await {
                 slices.push(chunk);
             }
             let length = slices.iter().map(|slice| slice.len() as u64).sum::<u64>();
             if length == stored.head.meta.length {
-                return Some((stored.head.meta, slices));
+                let (meta, made) = (stored.head.meta, stored.head.subject.made);
+                return Some((Whole { meta, slices, made }, held));
             }
         }
         None

@@ -183,10 +183,10 @@ fn a_picture_goes_to_latents_and_back_and_the_second_time_from_memory() {
     let told = stderr(&unknown);
     assert!(told.contains("NOT_FOUND") && told.contains("`latentgate models` lists"), "{told}");
     let absent =
-        run(["decode", &latents, "-o", &at("b.jpg"), "--quality", "3", "--cache", "only-if-cached", "--server", url]);
+        run(["decode", &latents, "-o", &at("b.npy"), "--dtype", "f32", "--cache", "only-if-cached", "--server", url]);
     assert_eq!(absent.status.code(), Some(1));
     assert!(stderr(&absent).contains("only-if-cached"), "{}", stderr(&absent));
-    assert!(!Path::new(&at("b.png")).exists() && !Path::new(&at("b.jpg")).exists());
+    assert!(!Path::new(&at("b.png")).exists() && !Path::new(&at("b.npy")).exists());
 
     let (code, said) = serve.terminate();
     assert_eq!(code, Some(0), "{said}");

@@ -70,14 +70,15 @@ async fn a_kept_png_gives_the_other_files_and_no_numbers() {
         assert!(derived == ask(&client, kind, 1, CachePolicy::Bypass).await.1);
     }
     assert_eq!(ask(&client, tensor(Dtype::F16), 1, CachePolicy::Default).await.0, Source::Computed);
-    // Who only wants what is kept gets no work done for it.
+    // Who only wants what is kept gets what follows from it, and nothing that needs a run.
     let spec = |kind| DecodeSpec {
         output: Some(Output { kind: Some(kind) }),
         cache: CachePolicy::OnlyIfCached as i32,
         ..decode_spec(6, 5)
     };
     let jpeg = Kind::Jpeg(output::Jpeg { quality: 33 });
-    client.decode(spec(jpeg), latents(6, 5, 1)).await.err().expect("not kept in that quality");
+    assert_eq!(client.decode(spec(jpeg), latents(6, 5, 1)).await.unwrap().source(), Source::Derived);
+    client.decode(spec(Kind::Unit(output::Unit {})), latents(6, 5, 2)).await.err().expect("nothing is kept of these");
 }
 
 #[cfg(feature = "local")]

@@ -107,6 +107,8 @@ impl<'a> Delivery<'a> {
     /// is kept only if it holds.
     async fn prove(&mut self, reply: &Reply<'_>) -> Result<(), Failure> {
         let Some(mut pixels) = Pixels::of(&reply.plan().form) else { return Ok(()) };
+        // Kept although its only reader may leave with the end.
+        self.progress.send_if_modified(Progress::complete);
         let file = self.writer.seal().map_err(Failure::internal)?;
         let proved = task::blocking(move || {
             file.iter().try_for_each(|slice| pixels.feed(slice))?;

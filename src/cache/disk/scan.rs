@@ -50,9 +50,8 @@ impl Shared {
             let Some(key) = entry.file_name().to_str().and_then(|name| Folder::key(byte, name)) else { continue };
             match entry.metadata() {
                 Ok(file) => known.push(Known { modified: file.modified()?, key, bytes: file.len() }),
-                // Evicted or replaced since.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+                // Evicted or replaced since, or of no use.
+                Err(error) => tracing::debug!(?key, %error, "a file of the disk tier cannot be looked at"),
             }
         }
         Ok(())
@@ -60,10 +59,13 @@ impl Shared {
 
     fn load(&self, step: &[Known]) {
         let _names = self.names.lock();
+        if self.folder.is_closed() {
+            return;
+        }
         let mut evicted: Vec<Entry> = Vec::new();
         let mut state = self.state.lock();
         for &Known { key, bytes, .. } in step {
-            // Written anew since, or gone.
+            // Written anew since.
             if state.index.contains(&key) {
                 continue;
             }

@@ -305,16 +305,16 @@ async fn a_disk_that_hangs_midway_is_left_in_time_too() {
     let (gate, opened) = std::sync::mpsc::channel::<()>();
     let (opened, reads) = (Mutex::new(opened), AtomicU8::new(0));
     let faults: Faults = Arc::new(move |operation| {
-        if operation == Operation::Read && reads.fetch_add(1, Ordering::SeqCst) == 2 {
+        if operation == Operation::Read && reads.fetch_add(1, Ordering::SeqCst) == 3 {
             let _ = opened.lock().recv();
         }
         Ok(())
     });
     let rig = Rig::with(&Config { read_time: Duration::from_millis(50), ..config() }, faults);
-    rig.put(1, 2 * CHUNK_BYTES).await;
+    rig.put(1, 3 * CHUNK_BYTES).await;
     assert_eq!(rig.read(1).await, Err("fault: unreadable"));
     drop(gate);
-    assert_eq!(rig.read(1).await, Ok(noise(1, 2 * CHUNK_BYTES)));
+    assert_eq!(rig.read(1).await, Ok(noise(1, 3 * CHUNK_BYTES)));
 }
 
 #[tokio::test]

@@ -71,6 +71,9 @@ impl Shared {
     fn evict(&self, bytes: u64, reason: EvictionReason) {
         if bytes > 0 {
             let _names = self.names.lock();
+            if self.folder.is_closed() {
+                return;
+            }
             let evicted = self.state.lock().index.evict(bytes);
             self.unlink(&evicted, reason);
         }
@@ -104,6 +107,9 @@ impl Shared {
     fn publish(&self, new: &Path, bytes: u64, artifact: &Artifact) -> io::Result<()> {
         let key = artifact.key();
         let _names = self.names.lock();
+        if self.folder.is_closed() {
+            return Err(io::Error::other("the folder has been given up"));
+        }
         self.folder.publish(new, key)?;
         let inserted = self.state.lock().index.insert(*key, bytes);
         match inserted {

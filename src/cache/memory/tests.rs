@@ -51,3 +51,21 @@ fn an_artifact_goes_at_the_end_of_its_own_life() {
     memory.insert(Artifact::sample(2, vec![1; 10]), Some(Duration::from_hours(1)));
     assert!(memory.get(&ContentKey::sample(1)).is_none() && memory.get(&ContentKey::sample(2)).is_some());
 }
+
+#[test]
+fn what_comes_out_of_a_tier_replaces_nothing_and_a_better_form_only_its_own() {
+    let memory = memory(1 << 20);
+    let [new, old, better] = [3, 2, 1].map(|length| Artifact::sample(1, vec![0; length]));
+    memory.insert(new.clone(), None);
+    memory.restore(old.clone(), None);
+    assert!(Arc::ptr_eq(&memory.get(new.key()).unwrap(), &new));
+    memory.replace(&old, better.clone());
+    assert!(Arc::ptr_eq(&memory.get(new.key()).unwrap(), &new));
+    memory.replace(&new, better.clone());
+    assert!(Arc::ptr_eq(&memory.get(new.key()).unwrap(), &better));
+    assert_eq!(memory.purge(|_| true), 1);
+    memory.replace(&better, old.clone());
+    assert!(memory.get(new.key()).is_none(), "what was purged does not come back");
+    memory.restore(old.clone(), None);
+    assert!(Arc::ptr_eq(&memory.get(new.key()).unwrap(), &old));
+}

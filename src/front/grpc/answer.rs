@@ -147,8 +147,8 @@ struct Ahead {
     waiting: Option<BytesMut>,
 }
 
-/// A chunk up to this is copied behind what waits, so that the whole of a small answer is one frame; a larger one is
-/// sent from where it lies.
+/// Up to this much is copied behind what waits, so that the whole of a small answer is one frame; what is larger is sent
+/// from where it lies.
 const COPIED_BYTES: usize = 64 << 10;
 
 impl Ahead {
@@ -174,7 +174,7 @@ impl Ahead {
             None => [Some(head), Some(chunk)],
             Some(waiting) => {
                 waiting.extend_from_slice(&head);
-                if chunk.len() <= COPIED_BYTES {
+                if waiting.len() + chunk.len() <= COPIED_BYTES {
                     waiting.extend_from_slice(&chunk);
                     [None, None]
                 } else {

@@ -53,3 +53,13 @@ fn a_source_that_is_not_what_it_says_is_an_error() {
     assert!(Output::Png.derive(Output::Uint8, (DType::U8, shape()), &Bytes::from_static(b"short")).is_err());
     assert!(Output::Jpeg(75).derive(Output::Png, (DType::U8, shape()), &Bytes::from_static(b"no file")).is_err());
 }
+
+#[test]
+fn a_number_that_a_form_cannot_hold_makes_no_such_form() {
+    let data: Vec<u8> = [70_000f32, 1.0, -1.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let wide = Tensor::try_new(DType::F32, Shape::try_new(&[1, 3, 1, 1]).unwrap(), data.into()).unwrap();
+    assert!(Output::Tensor(DType::BF16).of_decoded(&wide).is_ok());
+    for to in [Output::Tensor(DType::F16), Output::Unit, Output::Uint8, Output::Png] {
+        assert!(matches!(to.of_decoded(&wide), Err(RenditionError::TooLarge(DType::F16))), "{to:?}");
+    }
+}
