@@ -1,11 +1,9 @@
 //! Reading one artifact: the head, then chunk by chunk, each proved before it is given out.
 
-use std::{
-    fs::File,
-    io::{self, Read as _},
-};
+use std::{fs::File, io};
 
 use bytes::Bytes;
+use rustix::{buffer::spare_capacity, io::Errno};
 
 use super::{
     super::tier::Fault,
@@ -111,7 +109,9 @@ impl Folder {
     fn read_head(&self, key: &ContentKey) -> Result<(Head, Reader), Refusal> {
         let file = self.open_file(key)?;
         let mut reader = Reader { file, ahead: Bytes::new(), before: self.faults() };
-        reader.ahead = reader.read(FIRST_BYTES)?.into();
+        let mut first = Vec::with_capacity(FIRST_BYTES);
+        reader.fill(&mut first, FIRST_BYTES)?;
+        reader.ahead = first.into();
         let preamble = reader.ahead.first_chunk::<PREAMBLE_BYTES>().ok_or(Refusal::Corrupt("it is cut short"))?;
         let length = Head::length(preamble)?;
         let head = Head::decode(&reader.take(length)?)?;
@@ -149,27 +149,38 @@ impl Reader {
         }
         let mut taken = Vec::with_capacity(bytes);
         taken.extend_from_slice(&std::mem::take(&mut self.ahead));
-        self.read_into(&mut taken, bytes)?;
-        if taken.len() == bytes { Ok(taken.into()) } else { Err(Refusal::Corrupt("it is cut short")) }
+        self.fill(&mut taken, bytes)?;
+        if taken.len() < bytes {
+            return Err(Refusal::Corrupt("it is cut short"));
+        }
+        self.ahead = taken.into();
+        Ok(self.ahead.split_to(bytes))
     }
 
-    /// At most so many bytes.
-    fn read(&mut self, bytes: usize) -> Result<Vec<u8>, Refusal> {
-        let mut taken = Vec::with_capacity(bytes);
-        self.read_into(&mut taken, bytes)?;
-        Ok(taken)
-    }
-
-    /// Until there are `bytes` of them or the file ends.
-    fn read_into(&mut self, taken: &mut Vec<u8>, bytes: usize) -> Result<(), Refusal> {
+    /// Until there are `bytes` of them, or more where there is room for more, or the file ends. Into memory that nobody has
+    /// zeroed, in one call where the file has it: `read_to_end` feels its way in many.
+    fn fill(&self, taken: &mut Vec<u8>, bytes: usize) -> Result<(), Refusal> {
         (self.before)(Operation::Read)?;
-        (&mut self.file).take((bytes - taken.len()) as u64).read_to_end(taken)?;
+        while taken.len() < bytes {
+            match rustix::io::read(&self.file, spare_capacity(taken)) {
+                Ok(0) => break,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(io::Error::from(error).into()),
+            }
+        }
         Ok(())
     }
 
     /// Nothing may follow.
-    fn end(&mut self) -> Result<(), Refusal> {
-        let goes_on = !self.ahead.is_empty() || !self.read(1)?.is_empty();
-        if goes_on { Err(Refusal::Corrupt("it goes on after its end")) } else { Ok(()) }
+    fn end(&self) -> Result<(), Refusal> {
+        let mut more = Vec::with_capacity(1);
+        if self.ahead.is_empty() {
+            self.fill(&mut more, 1)?;
+        }
+        if !self.ahead.is_empty() || !more.is_empty() {
+            Err(Refusal::Corrupt("it goes on after its end"))
+        } else {
+            Ok(())
+        }
     }
 }
