@@ -12,7 +12,7 @@
 //! whole; so a process that is killed loses what it was writing. What a power failure tears is found out by its proofs.
 //!
 //! Nothing here is on an async thread but the index. Reads have a bounded number of turns and a bound on time; a disk that
-//! fails is left alone for a while ([`Condition`]) and the answers come from elsewhere.
+//! fails is left alone for a while (`condition.rs`) and the answers come from elsewhere.
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -20,6 +20,7 @@ use bytesize::ByteSize;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::{
+    runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::timeout,
 };
@@ -53,6 +54,10 @@ const READS: usize = 16;
 
 /// Chunks read ahead of whoever takes them: a reader that waits for each to be taken changes threads with each.
 const AHEAD: usize = 4;
+
+/// The longest that a chunk may wait to be taken. Flights take theirs at once, an operator's client as fast as it reads;
+/// meanwhile one of the turns and a thread wait with it.
+const TAKEN_WITHIN: Duration = Duration::from_secs(30);
 
 /// Settings of the disk tier.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -232,7 +237,7 @@ impl Disk {
         let Opened { head, first, rest } = opened;
         let Some(mut rest) = rest else { return Stored::new(head, first, None) };
         let (sender, receiver) = mpsc::channel(AHEAD);
-        let disk = self.clone();
+        let (disk, runtime) = (self.clone(), Handle::current());
         let read = move || {
             let _turn = turn;
             loop {
@@ -246,7 +251,8 @@ impl Disk {
                 };
                 let is_last = chunk.is_err();
                 // Nobody takes the chunks any more if it cannot be sent.
-                if sender.blocking_send(chunk).is_err() || is_last {
+                let sent = runtime.block_on(sender.send_timeout(chunk, TAKEN_WITHIN));
+                if sent.is_err() || is_last {
                     return;
                 }
             }

@@ -53,6 +53,8 @@ pub struct Stored {
     pub head: Head,
     first: VecDeque<Bytes>,
     rest: Option<Rest>,
+    /// Bytes that have not been taken.
+    left: u64,
 }
 
 /// The chunks behind the first ones.
@@ -113,20 +115,21 @@ impl Lookup {
 impl Stored {
     /// An artifact whose first chunks are proved, and the others to come, if there are any.
     pub fn new(head: Head, first: Vec<Bytes>, rest: Option<Rest>) -> Self {
-        Self { head, first: first.into(), rest }
+        let left = head.seal.length;
+        Self { head, first: first.into(), rest, left }
     }
 
-    /// The next chunk, proved; none after the last. Cancel-safe.
+    /// The next chunk, proved; none after the last, and only then. Cancel-safe.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
-        if let Some(first) = self.first.pop_front() {
-            return Ok(Some(first));
-        }
-        match &mut self.rest {
-            None => Ok(None),
-            Some(Rest { chunks, patience }) => {
-                timeout(*patience, chunks.recv()).await.map_err(|_| Fault::Unreadable)?.transpose()
+        let chunk = match (self.first.pop_front(), &mut self.rest) {
+            (Some(first), _) => Some(first),
+            (None, None) => None,
+            (None, Some(Rest { chunks, patience })) => {
+                timeout(*patience, chunks.recv()).await.map_err(|_| Fault::Unreadable)?.transpose()?
             }
-        }
+        };
+        self.left -= chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        if chunk.is_none() && self.left > 0 { Err(Fault::Unreadable) } else { Ok(chunk) }
     }
 }
 

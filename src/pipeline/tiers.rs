@@ -130,8 +130,7 @@ impl Pipeline {
             while let Ok(Some(chunk)) = stored.next().await {
                 slices.push(chunk);
             }
-            let length = slices.iter().map(|slice| slice.len() as u64).sum::<u64>();
-            if length == stored.head.meta.length {
+            if slices.iter().map(|slice| slice.len() as u64).sum::<u64>() == stored.head.meta.length {
                 let (meta, made) = (stored.head.meta, stored.head.subject.made);
                 return Some((Whole { meta, slices, made }, held));
             }

@@ -318,6 +318,29 @@ async fn a_disk_that_hangs_midway_is_left_in_time_too() {
 }
 
 #[tokio::test]
+async fn who_takes_nothing_gives_the_turn_back_in_time() {
+    let rig = Rig::new();
+    rig.put(1, 12 * CHUNK_BYTES).await;
+    let Lookup::Hit(mut slow) = rig.disk.get(ContentKey::sample(1)).await else { panic!("it is there") };
+    let turns = &rig.disk.0.turns;
+    assert_eq!(turns.available_permits(), READS - 1);
+    tokio::time::pause();
+    while turns.available_permits() < READS {
+        tokio::time::advance(TAKEN_WITHIN / 4).await;
+        std::thread::yield_now();
+    }
+    tokio::time::resume();
+    let mut chunks = 0;
+    let end = loop {
+        match slow.next().await {
+            Ok(Some(_)) => chunks += 1,
+            end => break end,
+        }
+    };
+    assert!((2..12).contains(&chunks) && end == Err(crate::cache::tier::Fault::Unreadable), "{chunks} {end:?}");
+}
+
+#[tokio::test]
 async fn a_sweep_meets_every_entry_once_and_ends_when_it_is_told_to() {
     let rig = Rig::new();
     for (n, bytes) in (0u8..).zip(LENGTHS) {
