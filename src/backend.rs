@@ -1,5 +1,5 @@
-//! What computes a miss. The seam between the pipeline and anything that can answer: the engine in this process now, an
-//! upstream endpoint next.
+//! What computes a miss. The seam between the pipeline and anything that can answer: the engine in this process, an
+//! upstream endpoint.
 
 use std::{collections::BTreeMap, sync::Arc};
 

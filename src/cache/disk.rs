@@ -103,7 +103,7 @@ pub struct Disk(Arc<Shared>);
 struct Shared {
     config: Config,
     folder: Folder,
-    /// Locked after nothing, and never across a call that can block.
+    /// Locked last, and never across a call that can block.
     state: Mutex<State>,
     /// Held while names change, so that index and names change together. Before `state`.
     names: Mutex<()>,
