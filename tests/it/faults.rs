@@ -257,6 +257,7 @@ async fn a_circuit_opens_and_closes_and_what_is_cached_is_served_all_the_while()
     let faults = Faults::start(config).await;
     let circuit = || faults.app.metric("latentgate_upstream_circuit_open", &[]);
     faults.ask(Form::Png, 1).await.unwrap();
+    faults.app.until_idle().await;
     faults.origin.script([status(500), Behaviour::Html, status(502)]);
     for seed in 2..5 {
         assert_eq!(circuit().await, 0.0);

@@ -67,6 +67,8 @@ async fn a_model_without_weights_is_served_by_upstream_alone_and_the_list_says_s
     // The model's own numbers went with the job.
     assert_eq!(origin.requests()[0].parameter("scaling_factor"), ["0.3611"]);
     assert_eq!(origin.requests()[0].parameter("shift_factor"), ["0.1159"]);
+    // A picture is kept when its pixels are proved, a little after its readers have it.
+    app.until_idle().await;
     let hit = client.decode(spec, latents(8, 8, 1)).await.unwrap();
     assert_eq!((hit.source(), origin.count(), hit.bytes()), (Source::Memory, 1, answer.bytes()));
 }
