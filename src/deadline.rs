@@ -1,8 +1,13 @@
 //! Remaining time. A deadline is made once, where a request or a flight begins, and only asked afterwards.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    task::Poll,
+    time::Duration,
+};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, error::Elapsed, timeout_at};
 
 use crate::error::{Error, ErrorKind};
 
@@ -33,13 +38,23 @@ impl Deadline {
         if self.has_passed(Instant::now()) {
             return Err(Self::passed(doing));
         }
-        timeout_at(self.0, work).await.unwrap_or_else(|_| Err(Self::passed(doing)))
+        until(self.0, work).await.unwrap_or_else(|_| Err(Self::passed(doing)))
     }
 
     /// The error of a deadline that passed while `doing`.
     pub fn passed(doing: &'static str) -> Error {
         Error::new(ErrorKind::DeadlineExceeded, format!("the deadline passed while {doing}"))
     }
+}
+
+/// What `work` comes to, if it ends by `limit`. Work that is done already, as most of a hit is, costs no timer. As
+/// cancel-safe as `work` is.
+pub async fn until<T>(limit: Instant, work: impl Future<Output = T>) -> Result<T, Elapsed> {
+    let mut work = pin!(work);
+    if let Poll::Ready(done) = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+        return Ok(done);
+    }
+    timeout_at(limit, work).await
 }
 
 #[cfg(test)]

@@ -4,7 +4,10 @@
 //! it, before any payload memory is taken, against the model table and the [`Limits`]. With the payload it becomes a
 //! [`Job`]: valid and canonical by construction, so that equal requests are equal jobs however they were spelled.
 
-use std::sync::Arc;
+use std::{
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 use crate::{
     error::Error,
@@ -54,7 +57,7 @@ pub enum Output {
 }
 
 /// What becomes of a batch whose output has room for one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Batch {
     /// All of it or nothing: refused where the output has room for one.
     #[default]
@@ -106,7 +109,7 @@ pub enum CachePolicy {
 }
 
 /// A decode as spelled.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct DecodeSpec {
     /// Model id.
     pub model: String,
@@ -125,7 +128,7 @@ pub struct DecodeSpec {
 }
 
 /// The input of an encode as spelled.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub enum EncodeInput {
     /// A PNG, JPEG or WebP file of so many bytes.
     Image {
@@ -144,7 +147,7 @@ pub enum EncodeInput {
 }
 
 /// An encode as spelled.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct EncodeSpec {
     /// Model id.
     pub model: String,
@@ -159,7 +162,7 @@ pub struct EncodeSpec {
 }
 
 /// A request as spelled, without its payload.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub enum Spec {
     /// Latents to pixels.
     Decode(DecodeSpec),
@@ -231,6 +234,18 @@ impl Output {
             Self::Png | Self::Jpeg(_) | Self::Webp | Self::Mp4(_) => true,
             Self::Uint8 | Self::Unit => is_video,
             Self::Tensor(_) => false,
+        }
+    }
+}
+
+// === impl ScalingWish ===
+
+impl Hash for ScalingWish {
+    /// By the bits of its numbers; the two zeros are one.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        std::mem::discriminant(self).hash(state);
+        if let Self::Given { factor, shift } = self {
+            [factor + 0.0, shift + 0.0].map(f64::to_bits).hash(state);
         }
     }
 }

@@ -11,31 +11,12 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, 
 
 mod catalogue;
 mod labels;
+mod requests;
 
 pub use catalogue::{CATALOGUE, Declared, Kind};
 use catalogue::{DURATION_BUCKETS, name};
 pub use labels::{EvictionReason, Front, LookupResult, Outcome, TierName};
-
-/// Facts of a request that is over.
-#[derive(Clone, Debug)]
-pub struct RequestFacts {
-    /// Through which front.
-    pub front: Front,
-    /// Label of the task: `decode`, `encode`, ...
-    pub task: &'static str,
-    /// A configured model's id, or `none` when the request named no known one.
-    pub model: Arc<str>,
-    /// How it ended.
-    pub outcome: Outcome,
-    /// First message to last.
-    pub duration: Duration,
-    /// First message to first byte of the answer, if there was one.
-    pub first_byte: Option<Duration>,
-    /// Input bytes taken.
-    pub bytes_in: u64,
-    /// Answer bytes given.
-    pub bytes_out: u64,
-}
+pub use requests::RequestFacts;
 
 /// The recorder of one app. Clones share it.
 #[derive(Clone)]
@@ -45,6 +26,11 @@ struct Inner {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     process: metrics_process::Collector,
+    inflight_requests: Gauge,
+    inflight_bytes: Gauge,
+    flights: Gauge,
+    flight_waiters: Gauge,
+    requests: requests::Series,
 }
 
 /// A gauge that counts what is alive: up when made, down when dropped.
@@ -79,7 +65,17 @@ impl Metrics {
         let process = metrics_process::Collector::default();
         metrics::with_local_recorder(&recorder, || process.describe());
         let handle = recorder.handle();
-        Self(Arc::new(Inner { recorder, handle, process }))
+        let gauge = |name: &'static str| recorder.register_gauge(&Key::from_static_name(name), &METADATA);
+        Self(Arc::new(Inner {
+            inflight_requests: gauge(name::INFLIGHT_REQUESTS),
+            inflight_bytes: gauge(name::INFLIGHT_BYTES),
+            flights: gauge(name::FLIGHTS),
+            flight_waiters: gauge(name::FLIGHT_WAITERS),
+            requests: requests::Series::default(),
+            recorder,
+            handle,
+            process,
+        }))
     }
 
     /// The Prometheus text of now.
@@ -115,26 +111,6 @@ impl Metrics {
         self.gauge(name::BUILD_INFO, labels).set(1.0);
     }
 
-    /// A request is over.
-    pub fn request(&self, facts: &RequestFacts) {
-        let task = Label::from_static_parts("task", facts.task);
-        let outcome = Label::from_static_parts("outcome", facts.outcome.label());
-        let labels = vec![
-            Label::from_static_parts("front", facts.front.label()),
-            task.clone(),
-            Label::new("model", facts.model.clone()),
-            outcome.clone(),
-        ];
-        self.counter(name::REQUESTS, labels).increment(1);
-        let short = vec![task.clone(), outcome];
-        self.histogram(name::REQUEST_DURATION, short.clone()).record(facts.duration);
-        if let Some(first_byte) = facts.first_byte {
-            self.histogram(name::FIRST_BYTE, short).record(first_byte);
-        }
-        self.counter(name::REQUEST_BYTES, vec![task.clone()]).increment(facts.bytes_in);
-        self.counter(name::RESPONSE_BYTES, vec![task]).increment(facts.bytes_out);
-    }
-
     /// A request failed, for the reason of the error table.
     pub fn error(&self, reason: &'static str) {
         self.counter(name::ERRORS, vec![Label::from_static_parts("reason", reason)]).increment(1);
@@ -142,12 +118,12 @@ impl Metrics {
 
     /// One more request in flight, for as long as the answer lives.
     pub fn inflight_request(&self) -> Alive {
-        Alive::new(self.gauge(name::INFLIGHT_REQUESTS, vec![]), 1.0)
+        Alive::new(self.0.inflight_requests.clone(), 1.0)
     }
 
     /// Bytes reserved by requests and flights, for as long as the answer lives.
     pub fn inflight_bytes(&self, bytes: u64) -> Alive {
-        Alive::new(self.gauge(name::INFLIGHT_BYTES, vec![]), bytes as f64)
+        Alive::new(self.0.inflight_bytes.clone(), bytes as f64)
     }
 
     /// The limits that the two gauges above run into.
@@ -220,12 +196,12 @@ impl Metrics {
 
     /// One more flight, for as long as it is in the air.
     pub fn flight(&self) -> Alive {
-        Alive::new(self.gauge(name::FLIGHTS, vec![]), 1.0)
+        Alive::new(self.0.flights.clone(), 1.0)
     }
 
     /// One more request attached to a flight.
     pub fn flight_waiter(&self) -> Alive {
-        Alive::new(self.gauge(name::FLIGHT_WAITERS, vec![]), 1.0)
+        Alive::new(self.0.flight_waiters.clone(), 1.0)
     }
 
     /// A backend finished, refused or failed a run. `code` is `ok` or a label of the error table.

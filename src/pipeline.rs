@@ -230,11 +230,16 @@ impl Pipeline {
     /// comes from. Cancel-safe: dropped, it leaves remembered aliases behind, and the reading of a large input that has
     /// begun runs to its end, its memory counted until then.
     pub async fn serve(&self, request: Request) -> Result<Reply, Error> {
-        let Request { checked, data, digest, policy, permit, held, hops } = request;
-        let alias = Alias::of(&checked, &digest);
-        if let Some((key, artifact)) = self.remembered(&alias, policy) {
-            return Ok(Reply::hit(key, &artifact, permit));
+        let alias = Alias::of(&request.checked, &request.digest);
+        match self.remembered(&alias, request.policy) {
+            Some((key, artifact)) => Ok(Reply::hit(key, &artifact, request.permit)),
+            // Boxed: a hit would carry the state of all that follows, some KiB, along with every call.
+            None => Box::pin(self.serve_unknown(alias, request)).await,
         }
+    }
+
+    async fn serve_unknown(&self, alias: Alias, request: Request) -> Result<Reply, Error> {
+        let Request { checked, data, digest, policy, permit, held, hops } = request;
         let Read { key, job, held } = self.read(checked, (data, digest), held).await?;
         self.0.aliases.insert(alias, key);
         if policy == CachePolicy::OnlyIfCached {

@@ -4,6 +4,8 @@
 //! map bridges. Entries are made only after the server has seen the bytes and hashed them itself: a claimed digest may
 //! look up, never write. Losing an entry costs one upload.
 
+use std::hash::{Hash as _, Hasher};
+
 use moka::sync::Cache;
 
 use crate::{job::Checked, key::ContentKey};
@@ -26,12 +28,27 @@ impl Alias {
     /// The alias of a spec as spelled and the digest of the bytes that go with it.
     pub fn of(checked: &Checked, input: &InputDigest) -> Self {
         /// The model's revision is in it: weights that change under a name must not be found by yesterday's alias.
-        const CONTEXT: &str = "latentgate 2026-11-23 alias v1";
-        let mut hasher = blake3::Hasher::new_derive_key(CONTEXT);
-        // Debug of the typed spec is one-to-one, and aliases never leave this process.
-        let spelled = format!("{:?} {}", checked.spec(), checked.model().revision);
-        hasher.update(&(spelled.len() as u64).to_le_bytes()).update(spelled.as_bytes()).update(input);
-        Self(*hasher.finalize().as_bytes())
+        const CONTEXT: &str = "latentgate 2026-11-27 alias v2";
+        let mut spelled = Spelled(blake3::Hasher::new_derive_key(CONTEXT));
+        // What the typed spec tells a hasher is one-to-one, and aliases never leave this process.
+        checked.spec().hash(&mut spelled);
+        checked.model().revision.hash(&mut spelled);
+        spelled.write(input);
+        Self(*spelled.0.finalize().as_bytes())
+    }
+}
+
+/// BLAKE3 of what is told to a hasher: a digest of 64 bits would not do here.
+struct Spelled(blake3::Hasher);
+
+impl Hasher for Spelled {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        let digest = self.0.finalize();
+        digest.as_bytes().first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
     }
 }
 

@@ -15,7 +15,7 @@ use tonic::{body::Body, codec::Streaming, server::NamedService};
 use tonic_prost::ProstDecoder;
 use tower::Service;
 
-use super::{Times, record::Record, status, via};
+use super::{Times, lease::Leases, record::Record, status, via};
 use crate::{
     deadline::Deadline,
     error::{Error, ErrorKind},
@@ -45,6 +45,7 @@ pub struct LatentsService {
     pipeline: Pipeline,
     metrics: Metrics,
     times: Times,
+    leases: Leases,
 }
 
 type Response = http::Response<Body>;
@@ -52,7 +53,7 @@ type Response = http::Response<Body>;
 impl LatentsService {
     /// The service of a pipeline.
     pub fn new(pipeline: Pipeline, metrics: Metrics, times: Times) -> Self {
-        Self { pipeline, metrics, times }
+        Self { pipeline, metrics, times, leases: Leases::new() }
     }
 
     /// Decode and Encode: they differ in their messages alone.
@@ -95,6 +96,7 @@ impl LatentsService {
             wants: opening.wants,
             permit,
             hops,
+            leases: self.leases.clone(),
         })
     }
 

@@ -16,7 +16,7 @@ use axum::{
 };
 use http::{Method, Request, Response, Version, request::Parts};
 
-use super::{Times, record::Record, status, via};
+use super::{Times, lease::Leases, record::Record, status, via};
 use crate::{
     deadline::Deadline,
     error::{Error, ErrorKind},
@@ -45,6 +45,7 @@ struct Shared {
     metrics: Metrics,
     times: Times,
     hosts: Hosts,
+    leases: Leases,
 }
 
 /// What an endpoint answers to `GET`.
@@ -56,7 +57,7 @@ const METHODS: &str = "GET, HEAD, POST";
 impl HttpFront {
     /// The front of a pipeline.
     pub fn new(pipeline: Pipeline, metrics: Metrics, times: Times, hosts: Hosts) -> Self {
-        Self(Arc::new(Shared { pipeline, metrics, times, hosts }))
+        Self(Arc::new(Shared { pipeline, metrics, times, hosts, leases: Leases::new() }))
     }
 
     /// The routes. What is at no path of theirs is a JSON 404.
@@ -87,7 +88,7 @@ impl HttpFront {
         let mut record = Record::begin(self.0.metrics.clone(), Front::Http, task);
         let mut input = Input::new(body, self.0.times.stall);
         match self.answer(task, model, (&parts, &mut input), &mut record).await {
-            Ok(answer) => answer.respond(record),
+            Ok(answer) => answer.respond(&self.0.leases, record),
             Err(error) => {
                 record.failed(&error);
                 // Not of a client that has said nothing for too long, nor of one that waits for leave to send.

@@ -2,10 +2,10 @@
 //!
 //! hyper asks a body for its next frame only when the client has room for it, so nothing inside the body can notice a
 //! client that has stopped reading: the reply, with its permit, would be held for as long as the connection lives, and a
-//! connection lives as long as the peer's kernel answers. A watch beside the body drops the frames at the request's
-//! deadline, or when a frame was handed out and none was asked for within the stall time. What the client then finds at
-//! the end of what it was sent is `DEADLINE_EXCEEDED` in gRPC's trailers, and a broken body over plain HTTP: never a clean
-//! short end.
+//! connection lives as long as the peer's kernel answers. A watch beside the bodies drops the frames of one at its
+//! request's deadline, or when a frame was handed out and none was asked for within the stall time. What the client then
+//! finds at the end of what it was sent is `DEADLINE_EXCEEDED` in gRPC's trailers, and a broken body over plain HTTP:
+//! never a clean short end.
 
 use std::{
     pin::Pin,
@@ -18,15 +18,17 @@ use bytes::Bytes;
 use futures_util::Stream;
 use http_body::{Body, Frame};
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep_until};
-use tracing::Span;
+use tokio::time::Instant;
 
 use crate::{
     deadline::Deadline,
     error::Error,
     front::{record::Overdue, status},
-    task::{self, Task},
 };
+
+mod watch;
+
+pub(super) use watch::Leases;
 
 /// The frames of a response, in order. An error breaks the body off.
 pub(super) type Frames = Pin<Box<dyn Stream<Item = Result<Frame<Bytes>, Error>> + Send>>;
@@ -40,12 +42,23 @@ pub(super) enum TakenBack {
     BrokenOff,
 }
 
+/// What a response is held to.
+pub(super) struct Terms {
+    /// When its time is over.
+    pub(super) deadline: Deadline,
+    /// The longest its client may leave a frame unread.
+    pub(super) stall: Duration,
+    /// Told when the frames are taken back.
+    pub(super) overdue: Overdue,
+    pub(super) taken_back: TakenBack,
+}
+
 /// A response body under watch.
 pub(super) struct Lease {
-    shared: Arc<Mutex<Held>>,
+    held: Arc<Mutex<Held>>,
     taken_back: TakenBack,
     is_over: bool,
-    _watch: Task<()>,
+    _place: watch::Place,
 }
 
 struct Held {
@@ -55,50 +68,32 @@ struct Held {
     waker: Option<Waker>,
     /// Since when the client owes the next read; none while the answer is being made.
     owed_since: Option<Instant>,
+    terms: Terms,
 }
 
-impl Lease {
-    /// `frames` until their deadline, and only while they are asked for within the stall time.
-    pub(super) fn new(
-        frames: Frames,
-        taken_back: TakenBack,
-        overdue: Overdue,
-        (deadline, stall): (Deadline, Duration),
-    ) -> Self {
-        let shared = Arc::new(Mutex::new(Held { frames: Some(frames), waker: None, owed_since: None }));
-        let watch = task::spawn(Span::none(), watch(shared.clone(), overdue, deadline, stall));
-        Self { shared, taken_back, is_over: false, _watch: watch }
+impl Held {
+    /// When the frames are to be taken back if nothing happens until then.
+    fn due(&self, now: Instant) -> Instant {
+        let stalls_at = self.owed_since.unwrap_or(now) + self.terms.stall;
+        stalls_at.min(now + self.terms.deadline.remaining(now))
     }
-}
 
-/// Until the body is dropped, which drops this task, or there is reason to take the frames back.
-async fn watch(shared: Arc<Mutex<Held>>, overdue: Overdue, deadline: Deadline, stall: Duration) {
-    loop {
-        let now = Instant::now();
-        let owed_since = shared.lock().owed_since;
-        let stalls_at = owed_since.map_or(now + stall, |since| since + stall);
-        let until = stalls_at.min(now + deadline.remaining(now));
-        if until <= now {
-            break;
+    /// Takes the frames back. What is given back is to be dropped outside the lock: a reply's end takes other locks.
+    fn take_back(&mut self) -> Option<Frames> {
+        self.terms.overdue.set();
+        let frames = self.frames.take();
+        // With the frames went what would have woken their reader.
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
         }
-        sleep_until(until).await;
-    }
-    overdue.set();
-    let (frames, waker) = {
-        let mut held = shared.lock();
-        (held.frames.take(), held.waker.take())
-    };
-    // Outside the lock: dropping a reply takes other locks. With the frames went what would have woken their reader.
-    drop(frames);
-    if let Some(waker) = waker {
-        waker.wake();
+        frames
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // Now, and not when the runtime gets round to the aborted watch: the client has left, and so does the waiter.
-        let frames = self.shared.lock().frames.take();
+        // The client has left, and so does the waiter: now, whoever else holds the lease still.
+        let frames = self.held.lock().frames.take();
         drop(frames);
     }
 }
@@ -112,7 +107,7 @@ impl Body for Lease {
             return Poll::Ready(None);
         }
         let polled = {
-            let mut held = self.shared.lock();
+            let mut held = self.held.lock();
             held.owed_since = None;
             let polled = held.frames.as_mut().map(|frames| frames.as_mut().poll_next(cx));
             match polled {

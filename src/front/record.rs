@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -30,6 +30,9 @@ pub(super) struct Record {
     overdue: Overdue,
 }
 
+/// The model of a request that has named none that is known.
+static UNKNOWN: LazyLock<Arc<str>> = LazyLock::new(|| "none".into());
+
 /// Set when an answer is taken back from a client that does not read it: otherwise it looks like one that has left.
 #[derive(Clone, Default)]
 pub(super) struct Overdue(Arc<AtomicBool>);
@@ -39,7 +42,7 @@ impl Record {
         let facts = RequestFacts {
             front,
             task: task.label(),
-            model: "none".into(),
+            model: UNKNOWN.clone(),
             outcome: Outcome::Error,
             duration: Duration::ZERO,
             first_byte: None,
@@ -95,7 +98,7 @@ impl Record {
     fn log(&self) {
         let RequestFacts { task, model, outcome, bytes_in, bytes_out, duration, .. } = &self.facts;
         let outcome = outcome.label();
-        let key = self.key.map(|key| format!("{key:?}")).unwrap_or_default();
+        let key = self.key.map(tracing::field::debug);
         match &self.error {
             None => tracing::debug!(task, %model, key, outcome, bytes_in, bytes_out, ?duration, "request"),
             Some(error) => {

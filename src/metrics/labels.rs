@@ -18,7 +18,7 @@ pub enum Outcome {
 }
 
 /// Which front a request came through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Front {
     /// gRPC.
     Grpc,

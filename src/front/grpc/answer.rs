@@ -21,7 +21,7 @@ use crate::{
     deadline::Deadline,
     error::Error,
     front::{
-        lease::{Lease, TakenBack},
+        lease::{Lease, Leases, TakenBack, Terms},
         record::Record,
         status,
     },
@@ -46,6 +46,7 @@ pub(super) struct Exchange<M> {
     pub(super) wants: proto::Wants,
     pub(super) permit: Permit,
     pub(super) hops: Hops,
+    pub(super) leases: Leases,
 }
 
 /// The frames of a response, in order. Failures are frames too: trailers.
@@ -63,11 +64,11 @@ struct Answer {
 impl<M: RequestMessage> Exchange<M> {
     /// Answers; the head comes when the request is accepted, has failed, or needs data.
     pub(super) async fn respond(self, mut record: Record) -> Response {
-        let (deadline, stall, wants) = (self.deadline, self.stall, self.wants);
-        let overdue = record.overdue();
+        let (deadline, wants, leases) = (self.deadline, self.wants, self.leases.clone());
+        let (stall, overdue) = (self.stall, record.overdue());
         let stream = |frames: Frames| {
-            let frames = Box::pin(frames.map(Ok));
-            respond(Lease::new(frames, TakenBack::Trailers, overdue, (deadline, stall)))
+            let terms = Terms { deadline, stall, overdue, taken_back: TakenBack::Trailers };
+            respond(leases.lease(Box::pin(frames.map(Ok)), terms))
         };
         if let (Some(claimed), false) = (self.claimed, self.input.has_data()) {
             let found = self.pipeline.find(&self.checked, &claimed, self.policy, self.permit);

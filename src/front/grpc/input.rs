@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::timeout;
+use tokio::time::Instant;
 use tonic::{Code, Status, Streaming};
 
 use super::convert::{Opening, RequestMessage};
 use crate::{
     admission::Reservation,
     cache::alias::InputDigest,
+    deadline::until,
     error::{Error, ErrorKind},
     front::intake::{Intake, Length},
 };
@@ -29,7 +30,7 @@ pub(super) struct Input<M> {
 impl<M: RequestMessage> Input<M> {
     /// Reads the first message. It must hold the spec.
     pub(super) async fn open(mut stream: Streaming<M>, stall: Duration) -> Result<(Opening, Self), Error> {
-        let first = timeout(stall, stream.message()).await;
+        let first = until(Instant::now() + stall, stream.message()).await;
         let first = first.map_err(|_| stalled("spec", stall, "the first message has not come"))?;
         let Some(message) = first.map_err(|status| broken("spec", &status))? else {
             return Err(Error::bad_request("spec", "the stream ended before a spec"));
@@ -86,7 +87,7 @@ impl<M: RequestMessage> Input<M> {
                 }
             }
         };
-        timeout(stall, speak).await.unwrap_or_else(|_| Err(stalled("data", stall, &so_far())))
+        until(Instant::now() + stall, speak).await.unwrap_or_else(|_| Err(stalled("data", stall, &so_far())))
     }
 }
 

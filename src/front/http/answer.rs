@@ -12,7 +12,7 @@ use crate::{
     deadline::Deadline,
     error::Error,
     front::{
-        lease::{Frames, Lease, TakenBack},
+        lease::{Frames, Leases, TakenBack, Terms},
         record::Record,
         status,
     },
@@ -29,6 +29,9 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const KEY: HeaderName = HeaderName::from_static("latentgate-key");
 /// Where the time went, for the tools of browsers.
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// A head has no more headers than this, hyper's own included.
+const HEADERS: usize = 8;
 
 /// Payload bytes encoded to base64 at a time; a multiple of three.
 const BASE64_STEP: usize = 3 << 18;
@@ -67,7 +70,7 @@ impl Answer {
         Ok(Self { reply, meta, wishes, deadline, stall, received })
     }
 
-    pub(super) fn respond(self, mut record: Record) -> Response<Body> {
+    pub(super) fn respond(self, leases: &Leases, mut record: Record) -> Response<Body> {
         let head = match self.head() {
             Ok(head) => head,
             Err(error) => {
@@ -75,18 +78,20 @@ impl Answer {
                 return status::http(&error);
             }
         };
-        let (overdue, times) = (record.overdue(), (self.deadline, self.stall));
+        let (deadline, stall, overdue) = (self.deadline, self.stall, record.overdue());
+        let terms = Terms { deadline, stall, overdue, taken_back: TakenBack::BrokenOff };
         let frames: Frames = match self.wishes.representation {
             Representation::Raw => Box::pin(self.frames(record)),
             Representation::Base64 => Box::pin(self.base64_frames(record)),
         };
-        head.map(|()| Body::new(Lease::new(frames, TakenBack::BrokenOff, overdue, times)))
+        head.map(|()| Body::new(leases.lease(frames, terms)))
     }
 
     fn head(&self) -> Result<Response<()>, Error> {
         let (meta, outcome) = (&self.meta, self.reply.outcome());
         let mut head = Response::new(());
         let headers = head.headers_mut();
+        headers.reserve(HEADERS);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.content_type()));
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(self.length()));
         if meta.content_type == ContentType::Tensor {
@@ -94,7 +99,7 @@ impl Answer {
             headers.insert(hf::SHAPE_HEADER, value(&tensor.shape_value())?);
             headers.insert(hf::DTYPE_HEADER, HeaderValue::from_static(tensor.dtype.name()));
         }
-        headers.insert(CACHE_STATUS, value(&cache_status(outcome, self.wishes.policy, meta))?);
+        headers.insert(CACHE_STATUS, cache_status(outcome, self.wishes.policy, meta)?);
         headers.insert(KEY, value(&self.reply.key.to_string())?);
         headers.insert(SERVER_TIMING, value(&timing(self.received, outcome, meta))?);
         Ok(head)
@@ -182,29 +187,35 @@ fn reply_head(meta: &Meta) -> ReplyHead {
     ReplyHead { dtype: meta.dtype, shape: meta.shape.clone() }
 }
 
-fn cache_status(outcome: Outcome, policy: CachePolicy, meta: &Meta) -> String {
+fn cache_status(outcome: Outcome, policy: CachePolicy, meta: &Meta) -> Result<HeaderValue, Error> {
     let forwarded = if policy == CachePolicy::Bypass { "fwd=request" } else { "fwd=miss" };
     let stored = if policy == CachePolicy::NoStore { "" } else { "; stored" };
-    match outcome {
-        Outcome::HitMemory => "latentgate; hit; detail=memory".to_owned(),
-        Outcome::HitDisk => "latentgate; hit; detail=disk".to_owned(),
+    let text = match outcome {
+        Outcome::HitMemory => return Ok(HeaderValue::from_static("latentgate; hit; detail=memory")),
+        Outcome::HitDisk => return Ok(HeaderValue::from_static("latentgate; hit; detail=disk")),
         // Not the answer that was asked for, and no endpoint was asked: a hit of a variant, in RFC 9211's own words.
         Outcome::Derived => format!("latentgate; hit{stored}; detail=derived"),
         Outcome::Coalesced => format!("latentgate; {forwarded}; collapsed; detail={}", meta.provenance.backend),
         Outcome::Computed | Outcome::Error => {
             format!("latentgate; {forwarded}{stored}; detail={}", meta.provenance.backend)
         }
-    }
+    };
+    value(&text)
 }
 
 /// `Server-Timing`: receiving the input, and what the run took if there was one.
 fn timing(received: Duration, outcome: Outcome, meta: &Meta) -> String {
-    let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
-    let mut text = format!("receive;dur={:.3}", milliseconds(received));
+    let mut text = String::with_capacity(96);
+    // Milliseconds in whole numbers: those of floating point take longer to print than the rest of a hit's head.
+    let mut entry = |name: &str, took: Duration| {
+        let (comma, micros) = (if text.is_empty() { "" } else { ", " }, took.as_micros());
+        let _ = write!(text, "{comma}{name};dur={}.{:03}", micros / 1000, micros % 1000);
+    };
+    entry("receive", received);
     if !outcome.is_hit() {
         let made = &meta.provenance;
         for (name, took) in [("queue", made.queued), ("compute", made.computed), ("render", made.rendered)] {
-            let _ = write!(text, ", {name};dur={:.3}", milliseconds(took));
+            entry(name, took);
         }
     }
     text

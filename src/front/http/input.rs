@@ -5,12 +5,13 @@ use std::{io, time::Duration};
 use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::Span;
 
 use crate::{
     admission::Reservation,
     cache::alias::InputDigest,
+    deadline::until,
     error::{Error, ErrorKind},
     front::intake::{Intake, Length},
     task,
@@ -39,7 +40,7 @@ impl Input {
     pub(super) async fn read(&mut self, length: Length, held: &mut Reservation) -> Result<(Bytes, InputDigest), Error> {
         let mut intake = Intake::new(length, STEP_BYTES);
         loop {
-            let frame = timeout(self.stall, self.body.frame()).await.map_err(|_| {
+            let frame = until(Instant::now() + self.stall, self.body.frame()).await.map_err(|_| {
                 let (stall, got) = (self.stall, intake.got());
                 let message = format!("data: the client said nothing for {stall:?}; {got} bytes have come");
                 Error::new(ErrorKind::DeadlineExceeded, message)
