@@ -11,7 +11,7 @@
 //! while lookups already go to the files themselves. What is written is never seen in part, since it is renamed when
 //! whole; so a process that is killed loses what it was writing. What a power failure tears is found out by its proofs.
 //!
-//! Nothing here is on an async thread but the index. Reads have a bounded number of turns and a bound on time; a disk that
+//! Nothing here is on an async thread but the index, and what a read finds in the system's memory. Reads have a bounded number of turns and a bound on time; a disk that
 //! fails is left alone for a while (`condition.rs`) and the answers come from elsewhere.
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
@@ -137,11 +137,16 @@ impl Disk {
     /// Opens the folder at `path`, takes its lock, and begins to read the names in it. Blocks for as long as that takes,
     /// which the reading of names is not part of.
     pub fn open(path: PathBuf, config: &Config, metrics: Metrics) -> Result<Self, OpenError> {
-        Self::open_with(path, config, metrics, folder::no_faults())
+        Self::open_with(path, config, metrics, None)
     }
 
     /// The same on a disk that fails as `faults` say.
-    pub fn open_with(path: PathBuf, config: &Config, metrics: Metrics, faults: Faults) -> Result<Self, OpenError> {
+    pub fn open_with(
+        path: PathBuf,
+        config: &Config,
+        metrics: Metrics,
+        faults: Option<Faults>,
+    ) -> Result<Self, OpenError> {
         let folder = Folder::open(path, faults)?;
         metrics.cache_known(TierName::Disk);
         let shared = Arc::new(Shared {
@@ -200,6 +205,9 @@ impl Disk {
         }
         if shared.folder.is_closed() || shared.reads.is_resting() {
             return Lookup::Throttled;
+        }
+        if let Some(Opened { head, first, .. }) = shared.folder.read_cached(&key) {
+            return Lookup::Hit(Box::new(Stored::new(head, first, None)));
         }
         let reader = self.clone();
         let turns = shared.turns.clone();

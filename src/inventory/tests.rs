@@ -65,7 +65,8 @@ impl Gate {
 /// An inventory with so many artifacts on disk, all of which are known.
 async fn inventory(folder: &Path, gate: &Arc<Gate>, artifacts: u8) -> (Inventory, CancellationToken) {
     let metrics = Metrics::new();
-    let disk = Disk::open_with(folder.to_owned(), &disk::Config::default(), metrics.clone(), gate.faults()).unwrap();
+    let disk =
+        Disk::open_with(folder.to_owned(), &disk::Config::default(), metrics.clone(), Some(gate.faults())).unwrap();
     for n in 0..artifacts {
         disk.put(Artifact::sample(n, vec![n; 100])).await.unwrap();
     }

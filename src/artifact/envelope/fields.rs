@@ -26,8 +26,8 @@ pub(super) enum Tag {
     Times = 9,
     /// BLAKE3 of the payload.
     Digest = 10,
-    /// 32 bytes a chunk.
-    Chunks = 11,
+    /// 16 bytes a chunk.
+    Checksums = 11,
 }
 
 const COUNT: usize = 11;
@@ -58,7 +58,7 @@ impl Tag {
             Self::Backend => "its backend",
             Self::Times => "its times",
             Self::Digest => "its payload's digest",
-            Self::Chunks => "the proofs of its chunks",
+            Self::Checksums => "the checksums of its chunks",
         })
     }
 }

@@ -1,9 +1,19 @@
 //! Reading one artifact: the head, then chunk by chunk, each proved before it is given out.
+//!
+//! What the system has in its memory anyway is read where it is asked for, without a visit to the disk's threads: the two
+//! changes of thread would cost more than the reading. `RESOLVE_CACHED` and `RWF_NOWAIT` are what makes sure that nothing
+//! is waited for; whatever they refuse, and whatever turns out to be wrong, goes the way over the threads.
 
-use std::{fs::File, io};
+use std::{
+    fs::File,
+    io::{self, IoSliceMut},
+};
 
 use bytes::Bytes;
-use rustix::{buffer::spare_capacity, io::Errno};
+use rustix::{
+    buffer::spare_capacity,
+    io::{Errno, ReadWriteFlags},
+};
 
 use super::{
     super::tier::Fault,
@@ -41,7 +51,7 @@ struct Reader {
     file: File,
     /// What has been read and not been taken.
     ahead: Bytes,
-    before: super::Faults,
+    before: Option<super::Faults>,
 }
 
 /// Why there is nothing to give out.
@@ -91,35 +101,42 @@ impl From<EnvelopeError> for Refusal {
 impl Folder {
     /// Opens the artifact of `key` and proves its head and its first chunks.
     pub(super) fn read(&self, key: &ContentKey) -> Result<Opened, Refusal> {
-        let (head, mut reader) = self.read_head(key)?;
-        let next = head.chunk_count().min(FIRST_CHUNKS);
-        let first = (0..next).map(|chunk| reader.chunk(&head, chunk)).collect::<Result<Vec<_>, _>>()?;
-        if next == head.chunk_count() {
-            reader.end()?;
-            return Ok(Opened { head, first, rest: None });
-        }
-        Ok(Opened { head: head.clone(), first, rest: Some(Rest { reader, head, next }) })
+        self.reader(key)?.opened(key)
+    }
+
+    /// The whole artifact of `key`, proved, if that takes no more than copying [`FIRST_CHUNKS`] chunks out of the system's
+    /// memory. Never waits for the disk.
+    pub(super) fn read_cached(&self, key: &ContentKey) -> Option<Opened> {
+        let opened = self.cached_reader(key)?.opened(key).ok()?;
+        opened.rest.is_none().then_some(opened)
     }
 
     /// Opens the artifact of `key` and proves its head alone.
     pub(super) fn head(&self, key: &ContentKey) -> Result<Head, Refusal> {
-        Ok(self.read_head(key)?.0)
+        self.reader(key)?.head(key)
     }
 
-    fn read_head(&self, key: &ContentKey) -> Result<(Head, Reader), Refusal> {
+    fn reader(&self, key: &ContentKey) -> Result<Reader, Refusal> {
         let file = self.open_file(key)?;
         let mut reader = Reader { file, ahead: Bytes::new(), before: self.faults() };
         let mut first = Vec::with_capacity(FIRST_BYTES);
         reader.fill(&mut first, FIRST_BYTES)?;
         reader.ahead = first.into();
-        let preamble = reader.ahead.first_chunk::<PREAMBLE_BYTES>().ok_or(Refusal::Corrupt("it is cut short"))?;
-        let length = Head::length(preamble)?;
-        let head = Head::decode(&reader.take(length)?)?;
-        // A file under another's name is whole, and proves nothing of this key.
-        if head.subject.key != *key {
-            return Err(Refusal::Corrupt("it is another key's"));
+        Ok(reader)
+    }
+
+    /// Behind the last byte of a file that has been read whole.
+    fn cached_reader(&self, key: &ContentKey) -> Option<Reader> {
+        /// The file's own offset, moved on.
+        const HERE: u64 = u64::MAX;
+        let file = self.open_cached(key)?;
+        let length = usize::try_from(file.metadata().ok()?.len()).ok()?;
+        if length > FIRST_BYTES + FIRST_CHUNKS * CHUNK_BYTES {
+            return None;
         }
-        Ok((head, reader))
+        let mut whole = vec![0; length];
+        let read = rustix::io::preadv2(&file, &mut [IoSliceMut::new(&mut whole)], HERE, ReadWriteFlags::NOWAIT).ok()?;
+        (read == length).then(|| Reader { file, ahead: whole.into(), before: self.faults() })
     }
 }
 
@@ -136,6 +153,25 @@ impl Rest {
 }
 
 impl Reader {
+    fn opened(mut self, key: &ContentKey) -> Result<Opened, Refusal> {
+        let head = self.head(key)?;
+        let next = head.chunk_count().min(FIRST_CHUNKS);
+        let first = (0..next).map(|chunk| self.chunk(&head, chunk)).collect::<Result<Vec<_>, _>>()?;
+        if next == head.chunk_count() {
+            self.end()?;
+            return Ok(Opened { head, first, rest: None });
+        }
+        Ok(Opened { head: head.clone(), first, rest: Some(Rest { reader: self, head, next }) })
+    }
+
+    fn head(&mut self, key: &ContentKey) -> Result<Head, Refusal> {
+        let preamble = self.ahead.first_chunk::<PREAMBLE_BYTES>().ok_or(Refusal::Corrupt("it is cut short"))?;
+        let length = Head::length(preamble)?;
+        let head = Head::decode(&self.take(length)?)?;
+        // A file under another's name is whole, and proves nothing of this key.
+        if head.subject.key == *key { Ok(head) } else { Err(Refusal::Corrupt("it is another key's")) }
+    }
+
     fn chunk(&mut self, head: &Head, chunk: usize) -> Result<Bytes, Refusal> {
         let bytes = self.take(head.chunk_bytes(chunk))?;
         if head.proves(chunk, &bytes) { Ok(bytes) } else { Err(Refusal::Corrupt("a chunk is not what was stored")) }
@@ -160,7 +196,7 @@ impl Reader {
     /// Until there are `bytes` of them, or more where there is room for more, or the file ends. Into memory that nobody has
     /// zeroed, in one call where the file has it: `read_to_end` feels its way in many.
     fn fill(&self, taken: &mut Vec<u8>, bytes: usize) -> Result<(), Refusal> {
-        (self.before)(Operation::Read)?;
+        self.before.as_ref().map_or(Ok(()), |faults| faults(Operation::Read))?;
         while taken.len() < bytes {
             match rustix::io::read(&self.file, spare_capacity(taken)) {
                 Ok(0) => break,

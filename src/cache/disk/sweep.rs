@@ -9,7 +9,7 @@ use std::{io, ops::ControlFlow};
 use super::{
     Disk, Shared,
     index::{Cursor, Entry},
-    read::Refusal,
+    read::{Opened, Refusal},
 };
 use crate::{artifact::envelope::Head, key::ContentKey, metrics::TierName, task};
 
@@ -103,11 +103,18 @@ impl Shared {
         }
     }
 
+    /// By the checksum of each chunk, as every read does, and by the digest of the whole.
     fn prove(&self, key: &ContentKey) -> Result<Head, Refusal> {
-        let mut opened = self.folder.read(key)?;
-        if let Some(rest) = &mut opened.rest {
-            while rest.next()?.is_some() {}
+        let Opened { head, first, mut rest } = self.folder.read(key)?;
+        let mut hasher = blake3::Hasher::new();
+        first.iter().for_each(|chunk| {
+            hasher.update(chunk);
+        });
+        if let Some(rest) = &mut rest {
+            while let Some(chunk) = rest.next()? {
+                hasher.update(&chunk);
+            }
         }
-        Ok(opened.head)
+        if *hasher.finalize().as_bytes() == head.seal.digest { Ok(head) } else { Err(Refusal::Corrupt("its digest")) }
     }
 }

@@ -27,7 +27,7 @@ fn config() -> Config {
     Config { capacity: ByteSize::mib(64), min_free: ByteSize(0), rest_time: Duration::ZERO, ..Config::default() }
 }
 
-fn open(folder: &TempDir, config: &Config, faults: Faults) -> (Disk, Metrics) {
+fn open(folder: &TempDir, config: &Config, faults: Option<Faults>) -> (Disk, Metrics) {
     let metrics = Metrics::new();
     let disk = Disk::open_with(folder.path().join("cache"), config, metrics.clone(), faults).unwrap();
     while !disk.is_scanned() {
@@ -38,10 +38,10 @@ fn open(folder: &TempDir, config: &Config, faults: Faults) -> (Disk, Metrics) {
 
 impl Rig {
     fn new() -> Self {
-        Self::with(&config(), folder::no_faults())
+        Self::with(&config(), None)
     }
 
-    fn with(config: &Config, faults: Faults) -> Self {
+    fn with(config: &Config, faults: Option<Faults>) -> Self {
         let folder = TempDir::new().unwrap();
         let (disk, metrics) = open(&folder, config, faults);
         Self { folder, disk, metrics }
@@ -51,7 +51,7 @@ impl Rig {
     fn reopen(self, config: &Config) -> Self {
         let Self { folder, disk, .. } = self;
         drop(disk);
-        let (disk, metrics) = open(&folder, config, folder::no_faults());
+        let (disk, metrics) = open(&folder, config, None);
         Self { folder, disk, metrics }
     }
 
@@ -92,7 +92,7 @@ impl Rig {
 #[tokio::test]
 async fn it_does_what_every_tier_does() {
     for sync in [Sync::Never, Sync::Close, Sync::Always] {
-        let rig = Rig::with(&Config { sync, ..config() }, folder::no_faults());
+        let rig = Rig::with(&Config { sync, ..config() }, None);
         conformance::suite(&rig.disk).await;
     }
 }
@@ -109,6 +109,24 @@ async fn what_was_written_is_there_after_a_restart_and_counted() {
     for (n, bytes) in (0u8..).zip(LENGTHS) {
         assert_eq!(rig.read(n).await, Ok(noise(n, bytes)));
     }
+}
+
+#[tokio::test]
+async fn what_the_systems_memory_has_is_read_without_a_thread_or_not_at_all() {
+    let rig = Rig::new();
+    let cached = |n| rig.disk.0.folder.read_cached(&Artifact::sample(n, noise(n, 1)).subject().key);
+    for (n, bytes) in (0u8..).zip(LENGTHS) {
+        rig.put(n, bytes).await;
+        // File systems and sandboxes that refuse the calls are read over the threads.
+        let Some(opened) = cached(n) else { continue };
+        assert!(bytes <= 2 * CHUNK_BYTES, "{bytes} bytes are too many for an async thread");
+        assert_eq!(opened.first.concat(), noise(n, bytes));
+        rig.damage(n, |file| *file.last_mut().unwrap() ^= 1);
+        assert!(cached(n).is_none());
+        rig.damage(n, |file| file.push(0));
+        assert!(cached(n).is_none());
+    }
+    assert!(cached(200).is_none(), "never written");
 }
 
 #[tokio::test]
@@ -201,7 +219,7 @@ async fn what_was_being_written_is_gone_after_a_restart_and_strangers_stay() {
 #[tokio::test]
 async fn the_capacity_holds_and_files_go_with_their_entries() {
     let small = Config { capacity: ByteSize::mib(1), ..config() };
-    let mut rig = Rig::with(&small, folder::no_faults());
+    let mut rig = Rig::with(&small, None);
     for n in 0..100 {
         rig.put(n, 50_000).await;
         let [entries, bytes, capacity] = rig.disk.usage();
@@ -218,7 +236,7 @@ async fn the_capacity_holds_and_files_go_with_their_entries() {
 #[tokio::test]
 async fn free_space_is_left_to_others() {
     let greedy = Config { min_free: ByteSize::pib(100), ..config() };
-    let rig = Rig::with(&greedy, folder::no_faults());
+    let rig = Rig::with(&greedy, None);
     let refused = rig.disk.put(Artifact::sample(1, noise(1, 100))).await.unwrap_err();
     assert!(refused.to_string().contains("cache.disk.min_free"), "{refused}");
     assert_eq!((rig.read(1).await, rig.files()), (Err("miss"), 0));
@@ -240,7 +258,7 @@ fn failing(kind: io::ErrorKind) -> (Faults, Arc<AtomicU8>) {
 #[tokio::test]
 async fn a_write_that_fails_anywhere_leaves_what_was_there_and_nothing_else() {
     let (faults, which) = failing(io::ErrorKind::ReadOnlyFilesystem);
-    let rig = Rig::with(&Config { sync: Sync::Always, ..config() }, faults);
+    let rig = Rig::with(&Config { sync: Sync::Always, ..config() }, Some(faults));
     rig.put(1, 5000).await;
     for operation in [Operation::Create, Operation::Write, Operation::Rename] {
         which.store(operation as u8, Ordering::SeqCst);
@@ -267,7 +285,7 @@ async fn a_disk_that_cannot_be_read_is_left_alone_and_tried_again() {
         }
         faults(operation)
     });
-    let rig = Rig::with(&Config { rest_time: Duration::from_mins(1), ..config() }, counting);
+    let rig = Rig::with(&Config { rest_time: Duration::from_mins(1), ..config() }, Some(counting));
     rig.put(1, 5000).await;
     which.store(Operation::Read as u8, Ordering::SeqCst);
     for _ in 0..10 {
@@ -293,7 +311,7 @@ async fn a_disk_that_hangs_delays_nobody_for_long() {
         }
         Ok(())
     });
-    let rig = Rig::with(&Config { read_time: Duration::from_millis(50), ..config() }, faults);
+    let rig = Rig::with(&Config { read_time: Duration::from_millis(50), ..config() }, Some(faults));
     rig.put(1, 100).await;
     assert_eq!(rig.read(1).await, Err("throttled"));
     drop(gate);
@@ -310,7 +328,7 @@ async fn a_disk_that_hangs_midway_is_left_in_time_too() {
         }
         Ok(())
     });
-    let rig = Rig::with(&Config { read_time: Duration::from_millis(50), ..config() }, faults);
+    let rig = Rig::with(&Config { read_time: Duration::from_millis(50), ..config() }, Some(faults));
     rig.put(1, 3 * CHUNK_BYTES).await;
     assert_eq!(rig.read(1).await, Err("fault: unreadable"));
     drop(gate);
@@ -425,7 +443,7 @@ proptest! {
 async fn live(steps: Vec<Step>) {
     let small = Config { capacity: ByteSize::kib(700), ..config() };
     let (faults, which) = failing(io::ErrorKind::StorageFull);
-    let mut rig = Rig::with(&small, faults);
+    let mut rig = Rig::with(&small, Some(faults));
     let (mut model, mut hurt) = (Model::new(), Vec::new());
     for step in steps {
         match step {
@@ -475,7 +493,7 @@ async fn live(steps: Vec<Step>) {
                     let fails = told.load(Ordering::SeqCst) == operation as u8;
                     if fails { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
                 });
-                let (disk, metrics) = open(&folder, &small, faults);
+                let (disk, metrics) = open(&folder, &small, Some(faults));
                 rig = Rig { folder, disk, metrics };
             }
             Step::Flip(..) | Step::Truncate(..) => {}
