@@ -21,7 +21,7 @@ use latentgate::proto::{
 };
 use safetensors::SafeTensors;
 use tokio::sync::oneshot;
-use tonic::{Request, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Status, Streaming, transport::Channel};
 use tonic_types::{ErrorDetail, StatusExt as _};
 
 /// A message may have 4 MiB; the server's own chunks have 1.
@@ -183,7 +183,8 @@ fn the_tensor(file: &Bytes) -> anyhow::Result<(Option<TensorSpec>, Bytes)> {
 fn explain(status: &Status) -> String {
     let details = status.get_error_details_vec();
     let mut lines = vec![format!("{:?}: {}", status.code(), status.message())];
-    if details.is_empty() {
+    // A deadline that passes here is CANCELLED to tonic.
+    if details.is_empty() && !matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded) {
         lines.push("is it the data port of a running `latentgate serve`?".to_owned());
     }
     for detail in details {

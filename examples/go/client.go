@@ -22,6 +22,7 @@ import (
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"lukechampine.com/blake3"
 
@@ -197,6 +198,9 @@ func explain(err error, server string) string {
 		return "client: " + err.Error()
 	}
 	details := failed.Details()
+	if len(details) == 0 && failed.Code() == codes.DeadlineExceeded {
+		return fmt.Sprintf("%s: no answer within %s", server, timeout)
+	}
 	if len(details) == 0 { // nobody answered, or not a latentgate
 		return fmt.Sprintf("%s: %s: %s\n  is it the data port of a running `latentgate serve`?",
 			server, failed.Code(), failed.Message())

@@ -100,6 +100,9 @@ function readSafetensors(path) {
 /** What a failed call means, for people: the message names the remedy, google.rpc's details are for programs. */
 function explain(error, server) {
   const [bytes] = error.metadata?.get("grpc-status-details-bin") ?? [];
+  if (!bytes && error.code === status.DEADLINE_EXCEEDED) {
+    return `${server}: no answer within ${TIMEOUT_MS / 1000} s`;
+  }
   if (!bytes) { // nobody answered, or not a latentgate
     return `${server}: ${status[error.code]}: ${error.details}\n  is it the data port of a running \`latentgate serve\`?`;
   }

@@ -111,6 +111,8 @@ def read_safetensors(path):
 def explain(error, server):
     """What a failed call means, for people: the message names the remedy, google.rpc's details are for programs."""
     status = rpc_status.from_call(error)
+    if status is None and error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"{server}: no answer within {TIMEOUT_SECONDS} s"
     if status is None:  # nobody answered, or not a latentgate
         return f"{server}: {error.code().name}: {error.details()}\n  is it the data port of a running `latentgate serve`?"
     lines = [f"{error.code().name}: {error.details()}"]
