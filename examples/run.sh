@@ -44,10 +44,12 @@ trap cleanup EXIT
 # --- the server
 
 start_server() {
-  "$server_binary" serve --listen 127.0.0.1:0 --admin 127.0.0.1:0 2>"$work/server.log" &
+  # Emptied here, not by the new process: the address must not be that of the server before.
+  : >"$work/server.log"
+  "$server_binary" serve --listen 127.0.0.1:0 --admin 127.0.0.1:0 2>>"$work/server.log" &
   server_pid=$!
   for _ in $(seq 200); do
-    address=$(sed -n 's/.*serving data=\(127\.0\.0\.1:[0-9]*\).*/\1/p' "$work/server.log")
+    address=$(sed -n 's/.*serving data=\(127\.0\.0\.1:[0-9]*\) .*/\1/p' "$work/server.log")
     if [ -n "$address" ]; then
       export LATENTGATE_SERVER=http://$address
       return
