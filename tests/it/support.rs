@@ -6,6 +6,8 @@ mod gated;
 pub mod http;
 pub mod origin;
 #[cfg(feature = "local")]
+pub mod process;
+#[cfg(feature = "local")]
 pub mod pytorch;
 pub mod rig;
 pub mod tls;
