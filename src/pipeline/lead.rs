@@ -24,7 +24,7 @@ use crate::{
     metrics::Outcome,
     model::{ModelSpec, Task},
     progress::Progress,
-    route::{self, Candidate, Failures},
+    route::{self, Candidate, Failures, Unwell},
     task,
 };
 
@@ -218,9 +218,11 @@ fn has_pixels(job: &Job) -> bool {
 fn candidate(backend: &dyn Backend, job: &Job) -> Candidate {
     let supported = backend.supports(job);
     let well = match backend.health().borrow().get(&job.model.id) {
-        None => Err("not one of its models".to_owned()),
-        Some(ModelState::Unavailable(why)) => Err(why.clone()),
-        Some(ModelState::Failed { why, again }) if Instant::now() < *again => Err(why.clone()),
+        None => Err(Unwell { why: "not one of its models".to_owned(), lasts: true }),
+        Some(ModelState::Unavailable(why)) => Err(Unwell { why: why.clone(), lasts: true }),
+        Some(ModelState::Failed { why, again }) if Instant::now() < *again => {
+            Err(Unwell { why: why.clone(), lasts: false })
+        }
         Some(ModelState::Ready | ModelState::Idle | ModelState::Loading | ModelState::Failed { .. }) => Ok(()),
     };
     Candidate { name: backend.name(), supported, well, waiting: backend.waiting(job) }
