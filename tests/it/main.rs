@@ -38,6 +38,7 @@ mod http;
 #[cfg(feature = "local")]
 mod kill;
 mod memory;
+mod observability;
 mod operations;
 #[cfg(feature = "local")]
 mod parity;
