@@ -249,10 +249,14 @@ mod configuration {
         let (mut files, mut told) = (0, 0);
         for (path, text) in deployed("") {
             let what = path.display().to_string();
-            let mut texts = if what.ends_with(".toml") { vec![text.clone()] } else { Vec::new() };
-            if what.ends_with(".yaml") && !what.contains("templates") {
-                texts.extend(blocks(&text, "latentgate.toml").into_iter().chain(blocks(&text, "config")));
-            }
+            let texts = match path.extension().and_then(|extension| extension.to_str()) {
+                Some("toml") => vec![text.clone()],
+                // Templates have no configuration of their own, but a place for the values'.
+                Some("yaml") if !what.contains("templates") => {
+                    ["latentgate.toml", "config"].into_iter().flat_map(|key| blocks(&text, key)).collect()
+                }
+                _ => Vec::new(),
+            };
             texts.iter().for_each(|text| check(&what, text));
             files += texts.len();
             for (name, value) in variables(&text) {
