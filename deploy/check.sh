@@ -75,7 +75,7 @@ needs hadolint "Docker: the Dockerfile" hadolint deploy/docker/Dockerfile
 
 # The program's place is not filled on every machine; any program will do for it.
 if command -v systemd-analyze > /dev/null; then
-  sed "s|/usr/bin/latentgate|$(command -v true)|" deploy/systemd/latentgate.service > "$work/latentgate.service"
+  sed "s|/usr/bin/latentgate|$(type -P true)|" deploy/systemd/latentgate.service > "$work/latentgate.service"
   check "systemd: the unit" systemd-analyze verify --man=no "$work/latentgate.service"
   # In tenths: 1.5 of 10.
   exposure() { systemd-analyze security --offline=true --threshold=15 "$work/latentgate.service" | tail -n 1; }
@@ -94,7 +94,7 @@ beyond=(
   "Prometheus: scraping a latentgate: takes two minutes, deploy/prometheus/check_live.sh"
 )
 
-printf '\n%s passed, %s failed\n' "${#passed[@]}" "${#failed[@]}"
+printf '\n%s checks passed, %s failed\n' "${#passed[@]}" "${#failed[@]}"
 for name in "${failed[@]}"; do printf 'FAILED   %s\n' "$name"; done
 for name in "${absent[@]}" "${beyond[@]}"; do printf 'NOT RUN  %s\n' "$name"; done
 [ "${#failed[@]}" -eq 0 ] && { [ -z "$strict" ] || [ "${#absent[@]}" -eq 0 ]; }
