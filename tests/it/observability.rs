@@ -164,7 +164,7 @@ fn the_dashboard_shows_every_metric_and_asks_for_nothing_else() {
 }
 
 #[test]
-fn rules_their_tests_and_the_documents_name_metrics_and_labels_that_there_are() {
+fn rules_and_documents_name_metrics_and_labels_that_there_are_and_every_alert_is_explained() {
     let rules = deployed("prometheus/rules");
     let recorded: BTreeSet<_> = rules
         .iter()
@@ -181,7 +181,13 @@ fn rules_their_tests_and_the_documents_name_metrics_and_labels_that_there_are() 
             assert_eq!(faults(&piece, &recorded), [""; 0], "{}: {piece}", path.display());
         }
     }
-    let documents = [include_str!("../../README.md"), include_str!("../../docs/OPERATIONS.md")];
+    let operations = include_str!("../../docs/OPERATIONS.md");
+    let alerts =
+        rules.iter().flat_map(|(_, text)| text.lines()).filter_map(|line| line.trim().strip_prefix("- alert: "));
+    for alert in alerts {
+        assert!(operations.contains(&format!("`{alert}`")), "{alert} is not explained in OPERATIONS");
+    }
+    let documents = [include_str!("../../README.md"), operations];
     for (name, _) in documents.iter().flat_map(|text| metrics(text)) {
         assert!(declared(name).is_some() || recorded.contains(name), "{name} is not declared");
     }
