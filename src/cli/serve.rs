@@ -8,8 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     App, Config,
+    app::{Reloader, Source},
     config::{ListenOverrides, Overrides},
-    front::listen::tls::Acceptor,
+    front::listen::tls::Prepared,
     task, telemetry,
 };
 
@@ -39,13 +40,21 @@ pub(super) enum ConfigCommand {
 impl Serve {
     pub(super) fn run(self, file: Option<&Path>) -> anyhow::Result<()> {
         let listen = ListenOverrides { data: self.listen, admin: self.admin };
-        let config = Config::load(file, &Overrides { listen: Some(listen) })?;
+        let (file, flags) = (file.map(Path::to_owned), Overrides { listen: Some(listen) });
+        let config = Config::load(file.as_deref(), &flags)?;
         telemetry::install(&config.log).map_err(anyhow::Error::msg).context("log")?;
         runtime()?.block_on(async {
             let app = App::bind(config).await?;
             let addresses = app.addresses();
             tracing::info!(data = %addresses.data, admin = %addresses.admin, "serving");
             let stop = CancellationToken::new();
+            let reloader = app.reloader().clone();
+            // The log's filter is set at the start only, until telemetry hands out a way to set it.
+            reloader.read_from(Source {
+                load: Box::new(move || Config::load(file.as_deref(), &flags)),
+                set_log_filter: None,
+            });
+            let _reloads = task::spawn(tracing::Span::none(), reload_on_signal(reloader));
             let _signals = task::spawn(tracing::Span::none(), stop_on_signal(stop.clone()));
             app.serve(stop).await;
             tracing::info!("stopped");
@@ -58,7 +67,7 @@ impl ConfigCommand {
     pub(super) fn run(self, file: Option<&Path>) -> anyhow::Result<()> {
         let config = Config::load(file, &Overrides::default())?;
         if let (Self::Check, Some(tls)) = (&self, &config.listen.tls) {
-            Acceptor::load(tls)?;
+            Prepared::read(tls)?;
         }
         #[expect(clippy::print_stdout, reason = "the answer of a command")]
         match self {
@@ -72,6 +81,20 @@ impl ConfigCommand {
 /// The runtime of every command.
 pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime does not start")
+}
+
+/// SIGHUP is the order to read the configuration again.
+async fn reload_on_signal(reloader: Reloader) {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::hangup()) {
+        Ok(mut signal) => {
+            while signal.recv().await.is_some() {
+                // What came of it is in the log.
+                drop(reloader.reload().await);
+            }
+        }
+        Err(error) => tracing::warn!(%error, "SIGHUP cannot be listened for"),
+    }
 }
 
 /// Ctrl-C or SIGTERM begins the end; Ctrl-C after that ends at once, with the exit code of one that was interrupted.

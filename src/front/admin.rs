@@ -1,4 +1,5 @@
-//! The operator's port: `/metrics`, `/livez`, `/readyz`, and cache administration as JSON and as gRPC. A listener of its
+//! The operator's port: `/metrics`, `/livez`, `/readyz`, cache administration as JSON and as gRPC, and the
+//! order to read the configuration again. A listener of its
 //! own, so that it can stay on the loopback.
 //!
 //! There are no pages here, so what a browser sends on behalf of one (it says so: `Origin`) is nobody's order, and
@@ -23,9 +24,12 @@ use crate::{
 };
 
 mod cache;
+mod config;
+
+pub use config::{Reload, Reloaded};
 
 /// What is served, for who asks for something else.
-const NOWHERE: &str = "this port has /metrics, /livez, /readyz, /cache, and as gRPC latentgate.v1.CacheAdmin; \
+const NOWHERE: &str = "this port has /metrics, /livez, /readyz, /cache, /config/reload, and as gRPC latentgate.v1.CacheAdmin; \
                        latentgate.v1.Latents is on the data port";
 
 /// Whether the product is ready, and if not, why not.
@@ -46,6 +50,8 @@ pub struct Admin {
     pub inventory: Inventory,
     /// Kept by the app.
     pub readiness: watch::Receiver<Readiness>,
+    /// Reads the configuration again.
+    pub reload: Reload,
 }
 
 impl Admin {
@@ -53,13 +59,14 @@ impl Admin {
     pub fn router(self) -> Router {
         let grpc = tonic::service::Routes::new(CacheAdminService::new(self.inventory.clone()).server());
         let cache = cache::router(self.inventory.clone()).merge(grpc.into_axum_router().reset_fallback());
+        let orders = cache.merge(config::router(self.reload.clone()));
         Router::new()
             .route("/metrics", get(metrics))
             // The runtime turns, or this would not answer.
             .route("/livez", get(|| async { "ok\n" }))
             .route("/readyz", get(ready))
             .with_state(self)
-            .merge(cache.layer(from_fn(refuse_pages)))
+            .merge(orders.layer(from_fn(refuse_pages)))
             .fallback(|request: Request| async move { status::nowhere(&request, NOWHERE) })
     }
 }

@@ -11,6 +11,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
+    clients::Visit,
     deadline::Deadline,
     error::{Error, ErrorKind},
     key::ContentKey,
@@ -24,6 +25,8 @@ pub(super) struct Record {
     metrics: Metrics,
     facts: RequestFacts,
     began: Instant,
+    /// None until the request has been let in.
+    visit: Option<Visit>,
     key: Option<ContentKey>,
     ended: bool,
     error: Option<Error>,
@@ -50,7 +53,12 @@ impl Record {
             bytes_out: 0,
         };
         let overdue = Overdue::default();
-        Self { metrics, facts, began: Instant::now(), key: None, ended: false, error: None, overdue }
+        Self { metrics, facts, began: Instant::now(), visit: None, key: None, ended: false, error: None, overdue }
+    }
+
+    /// The request has been let in; it is in progress as long as this record lives.
+    pub(super) fn visit(&mut self, visit: Visit) {
+        self.visit = Some(visit);
     }
 
     /// The model is known and configured: a closed set of label values.
@@ -60,6 +68,9 @@ impl Record {
 
     pub(super) fn received(&mut self, bytes: u64) {
         self.facts.bytes_in = bytes;
+        if let Some(visit) = &self.visit {
+            visit.received(bytes);
+        }
     }
 
     pub(super) fn accepted(&mut self, key: ContentKey, outcome: Outcome) {
@@ -70,6 +81,9 @@ impl Record {
     pub(super) fn sent(&mut self, bytes: usize) {
         self.facts.first_byte.get_or_insert_with(|| self.began.elapsed());
         self.facts.bytes_out += bytes as u64;
+        if let Some(visit) = &self.visit {
+            visit.sent(bytes as u64);
+        }
     }
 
     pub(super) fn began(&self) -> Instant {
@@ -99,19 +113,20 @@ impl Record {
         let RequestFacts { task, model, outcome, bytes_in, bytes_out, duration, .. } = &self.facts;
         let outcome = outcome.label();
         let key = self.key.map(tracing::field::debug);
+        let client = self.visit.as_ref().map(|visit| &**visit.name());
         match &self.error {
-            None => tracing::debug!(task, %model, key, outcome, bytes_in, bytes_out, ?duration, "request"),
+            None => tracing::debug!(client, task, %model, key, outcome, bytes_in, bytes_out, ?duration, "request"),
             Some(error) => {
                 let reason = error.row().reason;
                 let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
                 match error.row().level {
                     tracing::Level::ERROR => {
-                        tracing::error!(task, %model, key, reason, %error, source, ?duration, "request failed");
+                        tracing::error!(client, task, %model, key, reason, %error, source, ?duration, "request failed");
                     }
                     tracing::Level::WARN => {
-                        tracing::warn!(task, %model, key, reason, %error, source, ?duration, "request failed");
+                        tracing::warn!(client, task, %model, key, reason, %error, source, ?duration, "request failed");
                     }
-                    _ => tracing::debug!(task, %model, key, reason, %error, ?duration, "request failed"),
+                    _ => tracing::debug!(client, task, %model, key, reason, %error, ?duration, "request failed"),
                 }
             }
         }

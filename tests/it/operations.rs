@@ -10,7 +10,7 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
-use crate::support::{TestApp, config, decode_spec, latents};
+use crate::support::{TestApp, config, decode_spec, latents, tls::Identity};
 
 /// The builtin model, to be loaded before the app is ready.
 fn preloading() -> Config {
@@ -97,8 +97,11 @@ async fn every_metric_of_the_catalogue_is_described_and_recorded_with_its_labels
     let decode = vec!["http://127.0.0.1:1".to_owned()];
     model.upstream = Some(UpstreamUrls { decode, ..UpstreamUrls::default() });
     config.upstream.retries = 1;
+    // The certificate's expiry is a metric.
+    let identity = Identity::new();
+    config.listen.tls = Some(identity.files.clone());
     let app = TestApp::start(config).await;
-    let client = app.client().await;
+    let client = identity.grpc(app.addresses.data).await;
     for seed in 0..12 {
         client.decode(decode_spec(4, 4), latents(4, 4, seed)).await.unwrap();
     }

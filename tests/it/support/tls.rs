@@ -36,8 +36,7 @@ impl Identity {
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let key = KeyPair::generate().unwrap();
         let certificate = CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &authority).unwrap();
-        let files =
-            Config { certificate: folder.path().join("server.pem"), private_key: folder.path().join("server.key") };
+        let files = Config::new(folder.path().join("server.pem"), folder.path().join("server.key"));
         std::fs::write(&files.certificate, certificate.pem()).unwrap();
         std::fs::write(&files.private_key, key.serialize_pem()).unwrap();
         Self { name: name.to_owned(), folder, files, authority: authority.der().clone() }
