@@ -10,8 +10,10 @@ mod demo;
 mod encode;
 mod files;
 mod models;
+mod reload;
 mod request;
 mod serve;
+mod token;
 
 use std::{fmt, path::PathBuf, process::ExitCode};
 
@@ -32,7 +34,7 @@ struct Arguments {
 enum Command {
     /// Run the server until Ctrl-C or SIGTERM.
     Serve(serve::Serve),
-    /// Look at the configuration.
+    /// Look at the configuration, or have a server read it again.
     #[command(subcommand)]
     Config(serve::ConfigCommand),
     /// Have a server turn latents into pixels.
@@ -44,6 +46,8 @@ enum Command {
     /// Look after what a server keeps.
     #[command(subcommand)]
     Cache(cache::CacheCommand),
+    /// Make the token of a named client.
+    Token(token::Token),
     /// Show the whole thing at work in this process: no network, no downloads.
     Demo(demo::Demo),
 }
@@ -59,6 +63,7 @@ pub fn run() -> ExitCode {
         Command::Encode(encode) => encode.run(),
         Command::Models(models) => models.run(),
         Command::Cache(command) => command.run(),
+        Command::Token(token) => token.run(),
         Command::Demo(demo) => demo.run(),
     };
     match outcome {

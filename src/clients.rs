@@ -24,7 +24,7 @@ pub use account::Visit;
 use account::{Account, Usage};
 use addresses::Addresses;
 pub use config::{Config, Limits, SocketTrust, Unnamed};
-pub use file::{ClientsError, Prepared};
+pub use file::{ClientsError, Prepared, is_client_name};
 use table::Table;
 
 /// In metrics and logs, the name of everybody who has none.

@@ -6,11 +6,13 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
+use super::reload;
 use crate::{
     App, Config,
     app::{Reloader, Source},
+    clients,
     config::{ListenOverrides, Overrides},
-    front::listen::tls::Prepared,
+    front::listen::tls,
     task, telemetry,
 };
 
@@ -35,6 +37,8 @@ pub(super) enum ConfigCommand {
     Check,
     /// Print the effective configuration as TOML.
     Print,
+    /// Have a running server read its configuration again: what it takes over, and what needs a restart.
+    Reload(reload::Reload),
 }
 
 impl Serve {
@@ -65,14 +69,21 @@ impl Serve {
 
 impl ConfigCommand {
     pub(super) fn run(self, file: Option<&Path>) -> anyhow::Result<()> {
+        let is_check = match self {
+            Self::Reload(reload) => return runtime()?.block_on(reload.run()),
+            Self::Check => true,
+            Self::Print => false,
+        };
         let config = Config::load(file, &Overrides::default())?;
-        if let (Self::Check, Some(tls)) = (&self, &config.listen.tls) {
-            Prepared::read(tls)?;
+        if is_check {
+            config.listen.tls.as_ref().map(tls::Prepared::read).transpose()?;
+            clients::Prepared::read(&config.clients)?;
         }
         #[expect(clippy::print_stdout, reason = "the answer of a command")]
-        match self {
-            Self::Check => println!("the configuration is valid"),
-            Self::Print => print!("{}", config.to_toml()),
+        if is_check {
+            println!("the configuration is valid");
+        } else {
+            print!("{}", config.to_toml());
         }
         Ok(())
     }

@@ -121,9 +121,14 @@ fn parse(text: &str) -> Result<Vec<Named>, String> {
     Ok(clients)
 }
 
-fn named(name: String, spelled: Spelled) -> Result<Named, String> {
+/// Whether a client can have this name, which is a label of metrics.
+pub fn is_client_name(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
-    if name.is_empty() || name.len() > 64 || !name.bytes().all(is_plain) || name == ANONYMOUS {
+    (1..=64).contains(&name.len()) && name.bytes().all(is_plain) && name != ANONYMOUS
+}
+
+fn named(name: String, spelled: Spelled) -> Result<Named, String> {
+    if !is_client_name(&name) {
         return Err("a client's name must be 1 to 64 of a-z, 0-9, '.', '_', '-', and not anonymous".to_owned());
     }
     let token = |(at, text): (usize, &String)| {
