@@ -23,7 +23,9 @@ mod cache_admin;
 mod chain;
 #[cfg(feature = "local")]
 mod cli;
+mod clients;
 mod coalescing;
+mod connections;
 #[cfg(feature = "local")]
 mod derive;
 mod diffusers;
@@ -38,11 +40,13 @@ mod http;
 #[cfg(feature = "local")]
 mod kill;
 mod memory;
+mod mtls;
 mod observability;
 mod operations;
 #[cfg(feature = "local")]
 mod parity;
 mod policies;
+mod reload;
 mod routes;
 mod seeds;
 mod unix_socket;
