@@ -45,7 +45,7 @@ mod reload;
 
 #[cfg(feature = "local")]
 use models::local;
-use models::{find_weights, models, routes, upstream};
+use models::{Askable, find_weights, models, upstream};
 pub use reload::{Reloader, SetLogFilter, Source};
 
 /// A bound, not yet serving product.
@@ -138,13 +138,13 @@ impl App {
         #[cfg(feature = "local")]
         configured.push(Arc::new(local(&config, &models, found, &metrics)?));
         configured.extend(upstream(&config, &models, &instance, &metrics).await?);
-        let routes = routes(&config, &models, &first, &configured);
-        let backends: Vec<_> = first.into_iter().chain(configured).collect();
+        let askable = Askable { models, first, configured };
+        let backends = askable.backends();
         let memory = Memory::new(&config.cache.memory, metrics.clone());
         let disk = open_disk(&config.cache.disk, &metrics).await?;
         let fills = fills(disk.as_ref(), &config.cache.disk, &metrics);
         let pipeline = Pipeline::new(Parts {
-            models,
+            models: askable.models.clone(),
             limits: limits(&config.limits),
             gate: Gate::new(config.admission.max_requests, config.admission.memory.as_u64(), metrics.clone()),
             memory: memory.clone(),
@@ -153,7 +153,7 @@ impl App {
             namespace: config.cache.namespace.clone(),
             keep_from: config.flight.keep_from,
             flight_deadline: config.flight.time,
-            routes,
+            routes: reloader.route(askable, &config),
             metrics: metrics.clone(),
             instance,
         });

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{StartError, internal};
+use super::{StartError, internal, models::Askable};
 use crate::{
     clients::{self, Clients},
     config::{Config, ConfigError},
@@ -19,13 +19,14 @@ use crate::{
         listen::tls,
     },
     metrics::{Metrics, Reloadable},
+    pipeline::Routes,
     task,
 };
 
 mod changes;
 mod files;
 
-use changes::Changes;
+use changes::{Changes, Takes};
 use files::Files;
 
 /// Reads again. Clones share it.
@@ -44,6 +45,16 @@ struct State {
     config: Config,
     files: Files,
     source: Source,
+    /// None until there are backends.
+    routing: Option<Routing>,
+}
+
+/// Whom there is to ask, and who is asked.
+struct Routing {
+    askable: Askable,
+    routes: Routes,
+    /// Of the start, when the backends took what they need.
+    started: Config,
 }
 
 /// Where a configuration comes from, and where what it says of the log goes to.
@@ -73,7 +84,7 @@ impl Reloader {
         }
         let unchanged = config.clone();
         let source = Source { load: Box::new(move || Ok(unchanged.clone())), set_log_filter: None };
-        let state = Mutex::new(State { config: config.clone(), files, source });
+        let state = Mutex::new(State { config: config.clone(), files, source, routing: None });
         let clients = Clients::new(&clients, metrics.clone());
         Ok(Self(Arc::new(Shared { tls: tls.map(tls::Acceptor::new), clients, metrics, state })))
     }
@@ -89,6 +100,14 @@ impl Reloader {
 
     pub(super) fn clients(&self) -> Clients {
         self.0.clients.clone()
+    }
+
+    /// Routes by the configuration, and by those that come.
+    pub(super) fn route(&self, askable: Askable, config: &Config) -> Routes {
+        let routes = Routes::new(askable.policy(config));
+        let routing = Routing { askable, routes: routes.clone(), started: config.clone() };
+        self.0.state.lock().routing = Some(routing);
+        routes
     }
 
     /// For the admin port.
@@ -123,8 +142,9 @@ impl Reloader {
         let Shared { metrics, tls: acceptor, clients, state } = &*self.0;
         let mut state = state.lock();
         let new = (state.source.load)().map_err(|error| refused(&error))?;
-        let mut changes =
-            Changes::between(&state.config, &new, acceptor.is_some(), state.source.set_log_filter.is_some());
+        let routes = state.routing.as_ref().is_some_and(|routing| routing.askable.can_change(&routing.started, &new));
+        let takes = Takes { tls: acceptor.is_some(), filter: state.source.set_log_filter.is_some(), routes };
+        let mut changes = Changes::between(&state.config, &new, takes);
         // First everything is tried ...
         let mut wanted = state.config.clone();
         changes.apply(&mut wanted, &new);
@@ -140,15 +160,20 @@ impl Reloader {
         // ... and then used.
         let files = Files::of(tls.as_ref(), &named);
         changes.files(&state.files, &files, &wanted);
-        if let (Some(acceptor), Some(tls)) = (acceptor, tls) {
+        // What is as it was keeps what it knows: sessions to resume, what addresses have used.
+        if let (Some(acceptor), Some(tls)) = (acceptor, tls)
+            && files.certificate.differs(&state.files.certificate)
+        {
             metrics.certificate_expires(tls.expires_at());
             metrics.reloaded(Reloadable::Certificate, true);
             acceptor.replace(tls);
         }
-        // Untouched, addresses keep what they have used.
-        if wanted.clients != state.config.clients || files.clients() != state.files.clients() {
+        if wanted.clients != state.config.clients || files.clients.differs(&state.files.clients) {
             clients.replace(&named);
             metrics.reloaded(Reloadable::Clients, true);
+        }
+        if let Some(Routing { askable, routes, .. }) = &state.routing {
+            routes.replace(askable.policy(&wanted));
         }
         (state.config, state.files) = (wanted, files);
         Ok(changes.told())

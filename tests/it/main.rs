@@ -26,6 +26,7 @@ mod cli;
 mod clients;
 mod coalescing;
 mod connections;
+mod dependencies;
 #[cfg(feature = "local")]
 mod derive;
 mod diffusers;

@@ -39,6 +39,11 @@ impl Files {
 }
 
 impl Content {
+    /// Whether this reading is another one than that, or what was there then could not be used.
+    pub(super) fn differs(&self, that: &Self) -> bool {
+        self.in_force != that.in_force || that.fault.is_some()
+    }
+
     /// What has been read, if it is new and can be used. What cannot is told once, and again when it has another fault.
     pub(super) fn news<T>(
         &mut self,
