@@ -66,10 +66,11 @@ impl Server {
         let mut trust = trust.with_root_certificates(roots).with_no_client_auth();
         trust.alpn_protocols = vec![b"http/1.1".to_vec()];
         let connector = TlsConnector::from(Arc::new(trust));
+        let log = path("log");
         let server = Self { child, address, connector, name: ServerName::try_from(NAME)?, _folder: folder };
         let began = Instant::now();
         while std::net::TcpStream::connect(address).is_err() {
-            ensure!(began.elapsed() < PATIENCE, "{}", fs::read_to_string(path("log"))?);
+            ensure!(began.elapsed() < PATIENCE, "{}", fs::read_to_string(&log)?);
             sleep(Duration::from_millis(20));
         }
         Ok(server)
@@ -125,7 +126,8 @@ pub(crate) fn decode(token: &str) -> Vec<u8> {
 pub(crate) fn is_whole(answer: &[u8]) -> bool {
     let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
     let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
-    let length = head.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()?.parse::<usize>().ok());
+    let length =
+        head.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()?.parse::<usize>().ok());
     length.is_some_and(|length| answer.len() >= end + 4 + length)
 }
 

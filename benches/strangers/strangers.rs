@@ -125,7 +125,9 @@ impl Kind {
                 says(server, head.as_bytes()).await
             }
             Self::WrongToken => says(server, &decode("lg_somebody-elses")).await,
-            Self::NoToken => says(server, b"POST /decode/builtin HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").await,
+            Self::NoToken => {
+                says(server, b"POST /decode/builtin HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").await
+            }
             Self::HalfBody => {
                 let request = decode(crate::TOKEN);
                 let mut stream = server.connect_tls().await?;
