@@ -265,14 +265,17 @@ mod configuration {
             };
             texts.iter().for_each(|text| check(&what, text));
             files += texts.len();
+            // Together: what one allows, another one asks for.
+            let mut together = Vec::new();
             for (name, value) in variables(&text) {
                 let key = name.trim_start_matches("LATENTGATE__").to_lowercase().replace("__", ".");
                 let is_toml =
                     value.parse::<f64>().is_ok() || value == "true" || value == "false" || value.starts_with('[');
                 let value = if is_toml { value } else { format!("{value:?}") };
-                check(&format!("{what}: {name}"), &format!("{key} = {value}\n"));
+                together.push(format!("{key} = {value}"));
                 told += 1;
             }
+            check(&format!("the variables of {what}"), &together.join("\n"));
         }
         // Of the example and the unit; two ConfigMaps; the chart's values.
         assert!(files >= 5 && told >= 8, "{files} configurations and {told} variables");
