@@ -1,7 +1,7 @@
 //! Who asks, and how much each may: named clients with tokens or certificates, and everybody else by address.
 //!
 //! With a file of named clients, who is none of them is refused, unless the configuration lets the unnamed in. Without
-//! one, everybody is unnamed, and served. What a client has used is counted in an [`Account`], without locks: a request
+//! one, everybody is unnamed, and served. What a client has used is counted in its account, without locks: a request
 //! rate, rates of bytes in and out, requests in flight. A [`Visit`] is one request that was let in; it rides in the
 //! request's record, so it ends when the last byte of the answer has been handed over.
 //!
