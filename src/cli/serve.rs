@@ -1,9 +1,10 @@
 //! `serve` and `config`.
 
-use std::{net::SocketAddr, path::Path};
+use std::{io, net::SocketAddr, path::Path};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::reload;
@@ -48,6 +49,8 @@ impl Serve {
         let config = Config::load(file.as_deref(), &flags)?;
         telemetry::install(&config.log).map_err(anyhow::Error::msg).context("log")?;
         runtime()?.block_on(async {
+            // From the first moment: without a listener the signal ends the process.
+            let hangups = signal(SignalKind::hangup());
             let app = App::bind(config).await?;
             let addresses = app.addresses();
             tracing::info!(data = %addresses.data, admin = %addresses.admin, "serving");
@@ -58,7 +61,7 @@ impl Serve {
                 load: Box::new(move || Config::load(file.as_deref(), &flags)),
                 set_log_filter: None,
             });
-            let _reloads = task::spawn(tracing::Span::none(), reload_on_signal(reloader));
+            let _reloads = task::spawn(tracing::Span::none(), reload_on_signal(hangups, reloader));
             let _signals = task::spawn(tracing::Span::none(), stop_on_signal(stop.clone()));
             app.serve(stop).await;
             tracing::info!("stopped");
@@ -95,11 +98,10 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 /// SIGHUP is the order to read the configuration again.
-async fn reload_on_signal(reloader: Reloader) {
-    use tokio::signal::unix::{SignalKind, signal};
-    match signal(SignalKind::hangup()) {
-        Ok(mut signal) => {
-            while signal.recv().await.is_some() {
+async fn reload_on_signal(hangups: io::Result<Signal>, reloader: Reloader) {
+    match hangups {
+        Ok(mut hangups) => {
+            while hangups.recv().await.is_some() {
                 // What came of it is in the log.
                 drop(reloader.reload().await);
             }
@@ -110,7 +112,6 @@ async fn reload_on_signal(reloader: Reloader) {
 
 /// Ctrl-C or SIGTERM begins the end; Ctrl-C after that ends at once, with the exit code of one that was interrupted.
 async fn stop_on_signal(stop: CancellationToken) {
-    use tokio::signal::unix::{SignalKind, signal};
     let terminated = async {
         match signal(SignalKind::terminate()) {
             Ok(mut signal) => drop(signal.recv().await),
