@@ -26,6 +26,7 @@ use crate::{
     hops::Instance,
     inventory::Inventory,
     job::Limits,
+    logs::Logs,
     metrics::Metrics,
     model::ModelId,
     pipeline::{Parts, Pipeline},
@@ -57,6 +58,15 @@ pub struct App {
     disk: Option<Disk>,
     fills: Vec<Fill>,
     grace: Duration,
+}
+
+/// What was there before the app, and is told of it.
+#[derive(Default)]
+pub struct Observers {
+    /// The recorder.
+    pub metrics: Metrics,
+    /// The log of the process, for the admin port; none where the process has one of its own.
+    pub logs: Option<Logs>,
 }
 
 /// Where it listens, with real ports.
@@ -114,7 +124,17 @@ impl App {
 
     /// The same, with backends of the caller's that are asked before the configured ones.
     pub async fn bind_with(config: Config, first: Vec<Arc<dyn Backend>>) -> Result<Self, StartError> {
-        let metrics = Metrics::new();
+        Self::bind_observed(config, first, Observers::default()).await
+    }
+
+    /// The same, observed by what the caller has set up.
+    pub async fn bind_observed(
+        config: Config,
+        first: Vec<Arc<dyn Backend>>,
+        observers: Observers,
+    ) -> Result<Self, StartError> {
+        let Observers { metrics, logs } = observers;
+        metrics.trace_known();
         metrics.build_info(env!("CARGO_PKG_VERSION"), env!("LATENTGATE_COMMIT"), FEATURES);
         let tls = config.listen.tls.as_ref().map(tls::Acceptor::load).transpose()?;
         let data = bind("listen.data", config.listen.data, config.listen.max_connections).await?;
@@ -156,7 +176,8 @@ impl App {
         let (health, data_router) = data_router(&config, &pipeline, &metrics, &draining)?;
         let (readiness, watched) = watch::channel(Readiness::NotReady(vec!["starting".to_owned()]));
         let inventory = Inventory::new(memory, disk.clone(), fills.clone(), draining.clone());
-        let admin_router = admin_router(Admin { metrics: metrics.clone(), inventory, readiness: watched }, &draining)?;
+        let admin_router =
+            admin_router(Admin { metrics: metrics.clone(), inventory, logs, readiness: watched }, &draining)?;
         Ok(Self {
             data: data.with(data_router),
             admin: admin.with(admin_router),

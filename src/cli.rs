@@ -9,7 +9,9 @@ mod decode;
 mod demo;
 mod encode;
 mod files;
+mod log_level;
 mod models;
+mod page;
 mod request;
 mod serve;
 
@@ -44,6 +46,8 @@ enum Command {
     /// Look after what a server keeps.
     #[command(subcommand)]
     Cache(cache::CacheCommand),
+    /// Show what a running server's log says, or change it.
+    LogLevel(log_level::LogLevel),
     /// Show the whole thing at work in this process: no network, no downloads.
     Demo(demo::Demo),
 }
@@ -59,6 +63,7 @@ pub fn run() -> ExitCode {
         Command::Encode(encode) => encode.run(),
         Command::Models(models) => models.run(),
         Command::Cache(command) => command.run(),
+        Command::LogLevel(log_level) => log_level.run(),
         Command::Demo(demo) => demo.run(),
     };
     match outcome {

@@ -68,7 +68,9 @@ pub struct Config {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub hosts: BTreeMap<String, crate::front::http::Target>,
     /// What it says.
-    pub log: telemetry::Config,
+    pub log: telemetry::log::Config,
+    /// Where its traces go.
+    pub trace: telemetry::traces::Config,
     /// How it ends.
     pub shutdown: Shutdown,
 }

@@ -15,7 +15,7 @@ mod requests;
 
 pub use catalogue::{CATALOGUE, Declared, Kind};
 use catalogue::{DURATION_BUCKETS, name};
-pub use labels::{EvictionReason, Front, LookupResult, Outcome, TierName};
+pub use labels::{EvictionReason, Front, LookupResult, Outcome, SpanFate, TierName};
 pub use requests::RequestFacts;
 
 /// The recorder of one app. Clones share it.
@@ -275,6 +275,16 @@ impl Metrics {
     pub fn engine_run(&self, model: &Arc<str>, task: &'static str, took: Duration) {
         let labels = vec![Label::new("model", model.clone()), Label::from_static_parts("task", task)];
         self.histogram(name::ENGINE_RUN, labels).record(took);
+    }
+
+    /// What became of so many spans.
+    pub fn trace_spans(&self, fate: SpanFate, count: u64) {
+        self.counter(name::TRACE_SPANS, vec![Label::from_static_parts("result", fate.label())]).increment(count);
+    }
+
+    /// The series of spans exist from the start.
+    pub fn trace_known(&self) {
+        SpanFate::ALL.into_iter().for_each(|fate| self.trace_spans(fate, 0));
     }
 
     /// Whether a model's weights are in the engine.

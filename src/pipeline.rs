@@ -31,6 +31,7 @@ use crate::{
     preview,
     progress::Progress,
     task,
+    trace::TraceContext,
 };
 
 mod derive;
@@ -261,7 +262,10 @@ impl Pipeline {
         let lead = |lead| Ok(self.start(order, lead));
         let (waiter, outcome) = match self.0.flights.look_or_join(key, wish, || memory.get(&key), lead) {
             Ok(Found::Hit(artifact)) => return Ok(Reply::hit(key, &artifact, permit)),
-            Ok(Found::Joined(waiter)) => (waiter, Outcome::Coalesced),
+            Ok(Found::Joined(waiter)) => {
+                waiter.link();
+                (waiter, Outcome::Coalesced)
+            }
             Ok(Found::Led(waiter)) => (waiter, Outcome::HitDisk),
             Err(_) => return Err(permit),
         };
@@ -295,6 +299,7 @@ impl Pipeline {
                 // The leader's job is the flight's memory; a joiner's own is its own, and kept only while it can be of
                 // use.
                 Found::Joined(waiter) => {
+                    waiter.link();
                     let source = job.preview_source().map(|_| (job.clone(), Some(own)));
                     return Ok(Reply::flight(key, Outcome::Coalesced, waiter, source, permit));
                 }
@@ -321,7 +326,10 @@ impl Pipeline {
     /// A leader that is ready to go.
     fn start(&self, order: Order, lead: crate::flight::Lead) -> Start<impl Future<Output = ()> + Send + use<>> {
         let span = tracing::debug_span!(parent: None, "flight", key = ?order.key, model = %order.model.id);
-        span.follows_from(Span::current());
+        // A child in the trace of the request that leads, which neither waits for it nor is kept open by it.
+        if let Some(request) = TraceContext::of(&Span::current()) {
+            request.adopt(&span);
+        }
         Start { span, held: Box::new(order.later.clone()), leader: self.clone().lead(order, lead) }
     }
 }

@@ -8,9 +8,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     App, Config,
+    app::Observers,
     config::{ListenOverrides, Overrides},
     front::listen::tls::Acceptor,
-    task, telemetry,
+    metrics::Metrics,
+    task,
+    telemetry::Telemetry,
 };
 
 /// 128 + SIGINT, as shells count.
@@ -40,14 +43,17 @@ impl Serve {
     pub(super) fn run(self, file: Option<&Path>) -> anyhow::Result<()> {
         let listen = ListenOverrides { data: self.listen, admin: self.admin };
         let config = Config::load(file, &Overrides { listen: Some(listen) })?;
-        telemetry::install(&config.log).map_err(anyhow::Error::msg).context("log")?;
         runtime()?.block_on(async {
-            let app = App::bind(config).await?;
+            let (metrics, grace) = (Metrics::new(), config.shutdown.grace);
+            let telemetry = Telemetry::install(&config.log, &config.trace, &metrics)?;
+            let observers = Observers { metrics, logs: Some(telemetry.logs().clone()) };
+            let app = App::bind_observed(config, Vec::new(), observers).await?;
             let addresses = app.addresses();
             tracing::info!(data = %addresses.data, admin = %addresses.admin, "serving");
             let stop = CancellationToken::new();
             let _signals = task::spawn(tracing::Span::none(), stop_on_signal(stop.clone()));
             app.serve(stop).await;
+            telemetry.flush(grace).await;
             tracing::info!("stopped");
             Ok(())
         })

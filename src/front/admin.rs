@@ -1,5 +1,5 @@
-//! The operator's port: `/metrics`, `/livez`, `/readyz`, and cache administration as JSON and as gRPC. A listener of its
-//! own, so that it can stay on the loopback.
+//! The operator's port: `/metrics`, `/livez`, `/readyz`, `/log-level`, and cache administration as JSON and as gRPC. A
+//! listener of its own, so that it can stay on the loopback.
 //!
 //! There are no pages here, so what a browser sends on behalf of one (it says so: `Origin`) is nobody's order, and
 //! refused: otherwise any page could have a cache on its reader's machine purged.
@@ -18,10 +18,12 @@ use super::{grpc::CacheAdminService, status};
 use crate::{
     error::{Error, ErrorKind},
     inventory::Inventory,
+    logs::Logs,
     metrics::Metrics,
 };
 
 mod cache;
+mod log;
 
 /// Whether the product is ready, and if not, why not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,8 @@ pub struct Admin {
     pub metrics: Metrics,
     /// What is kept. Its gauges are brought up to date before a scrape.
     pub inventory: Inventory,
+    /// The log's filter, where the log is this product's.
+    pub logs: Option<Logs>,
     /// Kept by the app.
     pub readiness: watch::Receiver<Readiness>,
 }
@@ -48,13 +52,14 @@ impl Admin {
     pub fn router(self) -> Router {
         let grpc = tonic::service::Routes::new(CacheAdminService::new(self.inventory.clone()).server());
         let cache = cache::router(self.inventory.clone()).merge(grpc.into_axum_router().reset_fallback());
+        let orders = cache.merge(log::router(self.logs.clone()));
         Router::new()
             .route("/metrics", get(metrics))
             // The runtime turns, or this would not answer.
             .route("/livez", get(|| async { "ok\n" }))
             .route("/readyz", get(ready))
             .with_state(self)
-            .merge(cache.layer(from_fn(refuse_pages)))
+            .merge(orders.layer(from_fn(refuse_pages)))
     }
 }
 

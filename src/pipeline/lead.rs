@@ -6,6 +6,7 @@ use std::{
 };
 
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::{Keep, Pipeline};
 use crate::{
@@ -109,10 +110,10 @@ impl Pipeline {
 
     async fn make(&self, order: &Order, lead: &mut Lead) -> Result<Made, Error> {
         if order.reach != Reach::Backend {
-            if let Some(made) = self.ask_tiers(order, lead).await? {
+            if let Some(made) = self.ask_tiers(order, lead).instrument(tracing::debug_span!("tiers")).await? {
                 return Ok(made);
             }
-            if let Some(made) = self.derive(order, lead).await? {
+            if let Some(made) = self.derive(order, lead).instrument(tracing::debug_span!("derive")).await? {
                 return Ok(made);
             }
         }
@@ -168,7 +169,8 @@ impl Pipeline {
             let backend = &backends[place];
             let is_last = turn + 1 == order.asked.len();
             compute.others = if is_last { Others::None } else { Others::Follow };
-            let Err(error) = backend.run(compute.clone(), writer).await else { return Ok(()) };
+            let span = tracing::debug_span!("backend", backend = backend.name(), %model);
+            let Err(error) = backend.run(compute.clone(), writer).instrument(span).await else { return Ok(()) };
             if writer.has_begun() || !route::fails_over(error.kind()) {
                 return Err(error);
             }
