@@ -35,13 +35,20 @@ mod flips;
 mod http;
 #[cfg(feature = "local")]
 mod kill;
+#[cfg(feature = "local")]
+mod logs;
 mod memory;
 mod operations;
 #[cfg(feature = "local")]
 mod parity;
 mod policies;
 mod routes;
+#[cfg(feature = "local")]
+mod secrets;
 mod seeds;
+#[cfg(feature = "local")]
+mod traces;
+mod traces_off;
 mod unix_socket;
 mod upstream;
 mod upstream_faults;

@@ -2,9 +2,13 @@
 
 pub mod browser;
 mod client;
+#[cfg(feature = "local")]
+pub mod collector;
 mod gated;
 pub mod http;
 pub mod origin;
+#[cfg(feature = "local")]
+pub mod program;
 #[cfg(feature = "local")]
 pub mod pytorch;
 pub mod rig;
