@@ -134,7 +134,6 @@ impl App {
         observers: Observers,
     ) -> Result<Self, StartError> {
         let Observers { metrics, logs } = observers;
-        metrics.trace_known();
         metrics.build_info(env!("CARGO_PKG_VERSION"), env!("LATENTGATE_COMMIT"), FEATURES);
         let tls = config.listen.tls.as_ref().map(tls::Acceptor::load).transpose()?;
         let data = bind("listen.data", config.listen.data, config.listen.max_connections).await?;

@@ -27,6 +27,7 @@ struct Inner {
     field: Option<&'static str>,
     resource: Option<Resource>,
     id: Option<String>,
+    retry: Retry,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -212,7 +213,7 @@ impl ErrorKind {
 
 impl Error {
     fn build(kind: ErrorKind, message: String) -> Inner {
-        Inner { kind, message, field: None, resource: None, id: None, source: None }
+        Inner { kind, message, field: None, resource: None, id: None, retry: kind.row().retry, source: None }
     }
 
     /// An error of `kind` that says `message`.
@@ -255,6 +256,20 @@ impl Error {
             // Already shared with waiters: the cause they know stays.
             Err(shared) => Self(shared),
         }
+    }
+
+    /// The same, which no waiting mends: whoever tries again would hear it again.
+    #[must_use]
+    pub fn for_good(self) -> Self {
+        match Arc::try_unwrap(self.0) {
+            Ok(inner) => Self(Arc::new(Inner { retry: Retry::Never, ..inner })),
+            Err(shared) => Self(shared),
+        }
+    }
+
+    /// May it be tried again?
+    pub fn retry(&self) -> Retry {
+        self.0.retry
     }
 
     /// What kind of failure this is.

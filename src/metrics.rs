@@ -66,7 +66,7 @@ impl Metrics {
         metrics::with_local_recorder(&recorder, || process.describe());
         let handle = recorder.handle();
         let gauge = |name: &'static str| recorder.register_gauge(&Key::from_static_name(name), &METADATA);
-        Self(Arc::new(Inner {
+        let metrics = Self(Arc::new(Inner {
             inflight_requests: gauge(name::INFLIGHT_REQUESTS),
             inflight_bytes: gauge(name::INFLIGHT_BYTES),
             flights: gauge(name::FLIGHTS),
@@ -75,7 +75,12 @@ impl Metrics {
             recorder,
             handle,
             process,
-        }))
+        }));
+        // Spans may be lost before the first is exported: the series exist from the start.
+        for fate in SpanFate::ALL {
+            metrics.trace_spans(fate, 0);
+        }
+        metrics
     }
 
     /// The Prometheus text of now.
@@ -280,11 +285,6 @@ impl Metrics {
     /// What became of so many spans.
     pub fn trace_spans(&self, fate: SpanFate, count: u64) {
         self.counter(name::TRACE_SPANS, vec![Label::from_static_parts("result", fate.label())]).increment(count);
-    }
-
-    /// The series of spans exist from the start.
-    pub fn trace_known(&self) {
-        SpanFate::ALL.into_iter().for_each(|fate| self.trace_spans(fate, 0));
     }
 
     /// Whether a model's weights are in the engine.

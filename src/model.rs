@@ -228,6 +228,9 @@ impl ModelTable {
 
     /// The model of that name, if it does `task`.
     pub fn find(&self, name: &str, task: Task) -> Result<&Arc<ModelSpec>, Error> {
+        if name.is_empty() {
+            return Err(Error::bad_request("model", "required, and absent; ListModels tells the names"));
+        }
         let model = self.get(name).ok_or_else(|| {
             // A name beyond any model's length is not worth repeating whole.
             let name: String = name.chars().take(ModelId::MAX_LEN).collect();

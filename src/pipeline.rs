@@ -9,7 +9,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
-use tracing::Span;
 
 use crate::{
     admission::{Gate, Permit, Reservation},
@@ -31,7 +30,6 @@ use crate::{
     preview,
     progress::Progress,
     task,
-    trace::TraceContext,
 };
 
 mod derive;
@@ -321,16 +319,6 @@ impl Pipeline {
             let order = Order::new(key, job.model.clone(), work, wish.reach);
             Ok(Start { held: Box::new(reservation), ..self.start(order, lead) })
         })
-    }
-
-    /// A leader that is ready to go.
-    fn start(&self, order: Order, lead: crate::flight::Lead) -> Start<impl Future<Output = ()> + Send + use<>> {
-        let span = tracing::debug_span!(parent: None, "flight", key = ?order.key, model = %order.model.id);
-        // A child in the trace of the request that leads, which neither waits for it nor is kept open by it.
-        if let Some(request) = TraceContext::of(&Span::current()) {
-            request.adopt(&span);
-        }
-        Start { span, held: Box::new(order.later.clone()), leader: self.clone().lead(order, lead) }
     }
 }
 

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Retry};
 
 /// A backend by its name in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,9 +36,18 @@ pub struct Candidate {
     /// Whether it can do such a job at all, or why not.
     pub supported: Result<(), Error>,
     /// Whether it is well, or what is wrong.
-    pub well: Result<(), String>,
+    pub well: Result<(), Unwell>,
     /// Jobs waiting in its queue.
     pub waiting: usize,
+}
+
+/// What is wrong with a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unwell {
+    /// For people.
+    pub why: String,
+    /// Whether it stays so until somebody changes the configuration.
+    pub lasts: bool,
 }
 
 /// Whom to ask, by place in the list of candidates.
@@ -92,11 +101,14 @@ fn nobody(model: &str, candidates: &[Candidate]) -> Error {
     }
     let reason = |candidate: &Candidate| match (&candidate.supported, &candidate.well) {
         (Err(error), _) => format!("{}: {error}", candidate.name),
-        (Ok(()), Err(why)) => format!("{}: {why}", candidate.name),
+        (Ok(()), Err(Unwell { why, .. })) => format!("{}: {why}", candidate.name),
         (Ok(()), Ok(())) => String::new(),
     };
     let reasons: Vec<_> = candidates.iter().map(reason).collect();
     let why = if reasons.is_empty() { "no backend is configured for it".to_owned() } else { reasons.join("; ") };
+    if candidates.iter().all(Candidate::never_can) {
+        return Error::new(ErrorKind::Unavailable, format!("model {model} cannot be computed here: {why}")).for_good();
+    }
     Error::new(ErrorKind::Unavailable, format!("model {model} cannot be computed now: {why}"))
 }
 
@@ -109,6 +121,11 @@ pub const fn fails_over(kind: ErrorKind) -> bool {
 impl Candidate {
     const fn is_willing(&self) -> bool {
         self.supported.is_ok() && self.well.is_ok()
+    }
+
+    fn never_can(&self) -> bool {
+        let never_does = self.supported.as_ref().is_err_and(|error| error.retry() == Retry::Never);
+        never_does || self.well.as_ref().is_err_and(|unwell| unwell.lasts)
     }
 }
 
@@ -141,7 +158,8 @@ mod tests {
     use super::*;
 
     fn candidate(name: &'static str, well: Result<(), &str>, waiting: usize) -> Candidate {
-        Candidate { name, supported: Ok(()), well: well.map_err(str::to_owned), waiting }
+        let well = well.map_err(|why| Unwell { why: why.to_owned(), lasts: why == "no weights" });
+        Candidate { name, supported: Ok(()), well, waiting }
     }
 
     fn asked(candidates: &[Candidate]) -> Vec<&'static str> {
@@ -175,6 +193,10 @@ mod tests {
         let error = order("m", &nobody, 4).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert_eq!(error.message(), "model m cannot be computed now: local: no weights; upstream: circuit open");
+        assert_eq!(error.retry(), Retry::Later, "the circuit closes again");
+        let error = order("m", &nobody[..1], 4).unwrap_err();
+        assert_eq!(error.message(), "model m cannot be computed here: local: no weights");
+        assert_eq!(error.retry(), Retry::Never);
         assert!(order("m", &[], 4).unwrap_err().message().ends_with("no backend is configured for it"));
     }
 

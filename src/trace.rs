@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn what_is_not_well_formed_is_absent() {
         let wrong = [
-            "".to_owned(),
+            String::new(),
             "00".to_owned(),
             PARENT.to_uppercase(),
             format!("ff{}", &PARENT[2..]),

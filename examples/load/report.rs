@@ -1,91 +1,137 @@
-//! The table at the end of a run.
+//! The table at the end of a run, and the same as JSON.
 
 use std::{
-    collections::BTreeMap,
     fs,
     io::{self, Write as _},
+    path::Path,
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use bytesize::ByteSize;
-use latentgate::proto::Source;
+use serde_json::{Value, json};
 
-use crate::exchange::{Answered, Sample};
+use crate::{
+    metrics::Scraped,
+    tally::{Tally, Times},
+};
 
 /// What was measured.
 pub(crate) struct Report {
-    pub(crate) samples: Vec<Sample>,
-    /// Of the whole run.
-    pub(crate) took: Duration,
+    pub(crate) tally: Tally,
     /// Processor time of this process meanwhile.
     pub(crate) cpu: Duration,
     /// Whether the server is in this process, too.
     pub(crate) with_server: bool,
+    /// Wanted requests a second, of an open loop.
+    pub(crate) rate: Option<f64>,
+    /// The server's own numbers, before and after.
+    pub(crate) counted: Option<(Scraped, Scraped)>,
+    /// Its resident bytes, by the time since the start.
+    pub(crate) memory: Vec<(Duration, f64)>,
 }
 
-/// Durations in ascending order.
-struct Sorted(Vec<Duration>);
+/// The shares of all that latencies are told at.
+const SHARES: [(&str, f64); 5] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)];
 
 impl Report {
     pub(crate) fn print(&self) -> io::Result<()> {
-        let answered: Vec<&Answered> = self.samples.iter().filter_map(|sample| sample.outcome.as_ref().ok()).collect();
-        let mut errors = BTreeMap::<&str, usize>::new();
-        for reason in self.samples.iter().filter_map(|sample| sample.outcome.as_ref().err()) {
-            *errors.entry(reason).or_default() += 1;
-        }
-        let count = |source| answered.iter().filter(|answer| answer.source == source).count();
-        let [memory, coalesced, computed] = [Source::Memory, Source::Coalesced, Source::Computed].map(count);
-        let whole = self.samples.iter().filter(|sample| sample.outcome.is_ok()).map(|sample| sample.took);
-        let (latency, first) = (Sorted::of(whole), Sorted::of(answered.iter().map(|answer| answer.first_byte)));
-        let bytes: u64 = answered.iter().map(|answer| answer.bytes).sum();
-        let seconds = self.took.as_secs_f64();
-        let of_all = |part: f64| part / self.samples.len() as f64;
-
+        let Tally { sent, answered, bytes, errors, sources, crowded_out, .. } = &self.tally;
+        let seconds = self.tally.took.as_secs_f64();
+        let of_all = |part: f64| part / (*sent).max(1) as f64;
         let mut out = io::stdout().lock();
-        writeln!(out, "requests      {} in {seconds:.2} s", self.samples.len())?;
-        writeln!(out, "errors        {}", self.samples.len() - answered.len())?;
+        writeln!(out, "requests      {sent} in {seconds:.2} s")?;
+        if let Some(rate) = self.rate {
+            writeln!(out, "arrivals      {rate} a second wanted; {crowded_out} not sent, too many were under way")?;
+        }
+        writeln!(out, "errors        {}", sent - answered)?;
         for (reason, times) in errors {
             writeln!(out, "              {times} {reason}")?;
         }
-        writeln!(out, "outcomes      memory {memory}, coalesced {coalesced}, computed {computed}")?;
-        writeln!(out, "hit ratio     {:.4}", of_all(memory as f64))?;
-        let [p50, p90, p99, p999, max] = [0.5, 0.9, 0.99, 0.999, 1.0].map(|share| latency.at(share));
-        writeln!(out, "latency       p50 {p50:.3}, p90 {p90:.3}, p99 {p99:.3}, p99.9 {p999:.3}, max {max:.3} ms")?;
-        writeln!(out, "first byte    p50 {:.3}, p99 {:.3} ms", first.at(0.5), first.at(0.99))?;
-        let each = ByteSize(bytes / answered.len().max(1) as u64).display().iec();
-        writeln!(
-            out,
-            "throughput    {:.0} requests/s, {:.3} GB/s",
-            of_s(answered.len(), seconds),
-            gb(bytes) / seconds
-        )?;
-        writeln!(out, "answer        {each} on average")?;
+        let outcomes: Vec<_> = sources.iter().map(|(source, times)| format!("{source} {times}")).collect();
+        writeln!(out, "outcomes      {}", outcomes.join(", "))?;
+        writeln!(out, "hit ratio     {:.4}", self.tally.hit_ratio())?;
+        writeln!(out, "latency       {} ms", told(&self.tally.latency))?;
+        writeln!(out, "first byte    {} ms", told(&self.tally.first_byte))?;
+        let (each_second, gb) = (*answered as f64 / seconds, *bytes as f64 / 1e9 / seconds);
+        writeln!(out, "throughput    {each_second:.0} requests/s, {gb:.3} GB/s")?;
+        writeln!(out, "answer        {} on average", ByteSize(bytes / (*answered).max(1)).display().iec())?;
         let whose = if self.with_server { "client and server" } else { "client alone" };
-        writeln!(out, "processor     {:.3} ms a request ({whose})", of_all(self.cpu.as_secs_f64() * 1e3))
+        writeln!(out, "processor     {:.3} ms a request ({whose})", of_all(self.cpu.as_secs_f64() * 1e3))?;
+        if let Some(counted) = self.counted() {
+            writeln!(out, "accounts      {sent} sent, {counted} counted by the server")?;
+        }
+        if let (Some((_, first)), Some((_, last)), Some(slope)) =
+            (self.memory.first(), self.memory.last(), self.slope())
+        {
+            let mib = |bytes: f64| bytes / f64::from(1 << 20);
+            let (first, last, slope) = (mib(*first), mib(*last), mib(slope * 3600.0));
+            writeln!(
+                out,
+                "memory        {first:.1} to {last:.1} MiB resident; {slope:+.1} MiB an hour by its second half"
+            )?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write_json(&self, path: &Path) -> anyhow::Result<()> {
+        let at = |times: &Times| -> Value {
+            SHARES
+                .map(|(name, share)| (name.to_owned(), json!(times.at(share))))
+                .into_iter()
+                .collect::<serde_json::Map<_, _>>()
+                .into()
+        };
+        let Tally { sent, answered, bytes, errors, sources, crowded_out, took, .. } = &self.tally;
+        let memory: Vec<_> = self.memory.iter().map(|(at, bytes)| json!([at.as_secs_f64(), bytes])).collect();
+        let value = json!({
+            "requests": sent,
+            "seconds": took.as_secs_f64(),
+            "rate": self.rate,
+            "not_sent": crowded_out,
+            "answered": answered,
+            "errors": errors,
+            "outcomes": sources,
+            "hit_ratio": self.tally.hit_ratio(),
+            "latency_ms": at(&self.tally.latency),
+            "first_byte_ms": at(&self.tally.first_byte),
+            "bytes": bytes,
+            "cpu_seconds": self.cpu.as_secs_f64(),
+            "counted_by_server": self.counted(),
+            "resident_bytes": memory,
+        });
+        fs::write(path, format!("{value:#}\n")).with_context(|| format!("--json {}", path.display()))
+    }
+
+    /// Fails where the server and this program have not counted the same requests.
+    pub(crate) fn judge(&self) -> anyhow::Result<()> {
+        let sent = self.tally.sent;
+        if let Some(counted) = self.counted() {
+            ensure!(counted == sent, "{sent} requests were sent, the server counted {counted}");
+        }
+        Ok(())
+    }
+
+    /// Requests that the server counted meanwhile.
+    fn counted(&self) -> Option<u64> {
+        let (before, after) = self.counted?;
+        Some((after.outcomes - before.outcomes) as u64)
+    }
+
+    /// Bytes a second that resident memory grows by, least squares over the second half: warm by then.
+    fn slope(&self) -> Option<f64> {
+        let half = &self.memory[self.memory.len() / 2..];
+        let count = half.len() as f64;
+        let (x, y): (Vec<f64>, Vec<f64>) = half.iter().map(|(at, bytes)| (at.as_secs_f64(), *bytes)).unzip();
+        let (mean_x, mean_y) = (x.iter().sum::<f64>() / count, y.iter().sum::<f64>() / count);
+        let spread: f64 = x.iter().map(|x| (x - mean_x).powi(2)).sum();
+        let together: f64 = x.iter().zip(&y).map(|(x, y)| (x - mean_x) * (y - mean_y)).sum();
+        (spread > 0.0).then(|| together / spread)
     }
 }
 
-fn of_s(count: usize, seconds: f64) -> f64 {
-    count as f64 / seconds
-}
-
-fn gb(bytes: u64) -> f64 {
-    bytes as f64 / 1e9
-}
-
-impl Sorted {
-    fn of(durations: impl Iterator<Item = Duration>) -> Self {
-        let mut all: Vec<_> = durations.collect();
-        all.sort_unstable();
-        Self(all)
-    }
-
-    /// The smallest duration that `share` of all do not exceed, in milliseconds.
-    fn at(&self, share: f64) -> f64 {
-        let rank = (self.0.len() as f64 * share).ceil() as usize;
-        self.0.get(rank.saturating_sub(1)).map_or(f64::NAN, |duration| duration.as_secs_f64() * 1e3)
-    }
+fn told(times: &Times) -> String {
+    SHARES.map(|(name, share)| format!("{name} {:.3}", times.at(share))).join(", ")
 }
 
 /// User and system time of this process so far, all threads. From `/proc`, in hundredths of a second: `getrusage` would

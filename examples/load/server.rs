@@ -33,6 +33,10 @@ impl Server {
         format!("http://{}", self.addresses.data)
     }
 
+    pub(crate) fn admin_url(&self) -> String {
+        format!("http://{}", self.addresses.admin)
+    }
+
     /// Ends it in order.
     pub(crate) fn stop(self) {
         let Self { runtime, stop, serving, .. } = self;

@@ -12,6 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use serde_json::json;
 use tokio::sync::watch;
 
 use super::{grpc::CacheAdminService, status};
@@ -24,6 +25,10 @@ use crate::{
 
 mod cache;
 mod log;
+
+/// What is served, for who asks for something else.
+const NOWHERE: &str = "this port has /metrics, /livez, /readyz, /log-level, /cache, and as gRPC \
+                       latentgate.v1.CacheAdmin; latentgate.v1.Latents is on the data port";
 
 /// Whether the product is ready, and if not, why not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +65,7 @@ impl Admin {
             .route("/readyz", get(ready))
             .with_state(self)
             .merge(orders.layer(from_fn(refuse_pages)))
+            .fallback(|request: Request| async move { status::nowhere(&request, NOWHERE) })
     }
 }
 
@@ -76,11 +82,10 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], admin.metrics.render())
 }
 
-async fn ready(State(admin): State<Admin>) -> impl IntoResponse {
-    match &*admin.readiness.borrow() {
-        Readiness::Ready => (StatusCode::OK, "ready\n".to_owned()),
-        Readiness::NotReady(reasons) => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", reasons.join("; ")))
-        }
-    }
+async fn ready(State(admin): State<Admin>) -> Response {
+    let (status, reasons) = match &*admin.readiness.borrow() {
+        Readiness::Ready => (StatusCode::OK, Vec::new()),
+        Readiness::NotReady(reasons) => (StatusCode::SERVICE_UNAVAILABLE, reasons.clone()),
+    };
+    (status, cache::json(&json!({ "ready": reasons.is_empty(), "reasons": reasons }))).into_response()
 }

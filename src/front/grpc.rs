@@ -138,12 +138,6 @@ fn check_encoding(headers: &http::HeaderMap) -> Result<(), Error> {
     }
 }
 
-fn is_grpc(request: &http::Request<Body>) -> bool {
-    let content_type = request.headers().get(http::header::CONTENT_TYPE);
-    request.method() == http::Method::POST
-        && content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
-}
-
 /// What the gRPC specification says to those who do not speak it.
 fn not_grpc() -> Response {
     let mut response = Response::new(Body::empty());
@@ -167,7 +161,7 @@ impl Service<http::Request<Body>> for LatentsService {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let service = self.clone();
         Box::pin(async move {
-            if !is_grpc(&request) {
+            if !status::is_grpc(&request) {
                 return Ok(not_grpc());
             }
             Ok(match request.uri().path() {

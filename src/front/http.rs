@@ -57,6 +57,10 @@ struct Shared {
 /// What an endpoint answers to `GET`.
 const OK: &str = "Ok";
 
+/// What is served, for who asks for something else.
+const NOWHERE: &str = "this port has POST /decode/{model}, POST /encode/{model}, and as gRPC latentgate.v1.Latents; \
+                       metrics and latentgate.v1.CacheAdmin are on the admin port";
+
 /// Methods of the paths that compute.
 const METHODS: &str = "GET, HEAD, POST";
 
@@ -76,7 +80,7 @@ impl HttpFront {
             .route("/predict", any(by_host))
             .route("/", any(by_host))
             .route("/health", any(health))
-            .fallback(|| async { status::not_found("nothing is here: POST /decode/{model} or /encode/{model}") })
+            .fallback(|request: Request<Body>| async move { status::nowhere(&request, NOWHERE) })
             .with_state(self)
     }
 

@@ -3,10 +3,23 @@
 //!
 //! Our own hyper server, since tonic's would answer CANCELLED for a passed deadline and stop watching at the response
 //! head. Connections are bounded: past the bound, new ones wait in the kernel's backlog.
+//!
+//! A stop loses nothing that was accepted. First comes a short time in which all goes on, new connections too, but every
+//! answer over HTTP/1.1 says that it is its connection's last: a request that was on its way when the stop came finds
+//! somebody. Then the sockets close, connections end as their protocols want it, and each lingers (`listen/linger.rs`).
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use axum::Router;
+use axum::{Router, body::Body};
+use http::{HeaderValue, Response, header};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{
@@ -21,11 +34,16 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
+use tower::util::MapResponse;
 
 use crate::task;
 
 mod greeting;
+mod linger;
 pub mod tls;
 pub mod unix;
 
@@ -47,6 +65,8 @@ const KEEPALIVE_ANSWER: Duration = Duration::from_secs(20);
 const GREETING: Duration = Duration::from_secs(10);
 /// Bytes of request headers.
 const HEADER_BYTES: u32 = 16 << 10;
+/// How long connections are accepted and requests taken after a stop.
+const PARTING: Duration = Duration::from_millis(500);
 /// After an accept fails (out of descriptors), a pause, or the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -58,6 +78,10 @@ pub struct Listener {
     router: Router,
     tls: Option<tls::Acceptor>,
     connections: Arc<Semaphore>,
+    /// The connections that have not ended.
+    open: TaskTracker,
+    /// Whether every answer over HTTP/1.1 is its connection's last.
+    is_parting: Arc<AtomicBool>,
 }
 
 /// What was accepted.
@@ -70,11 +94,14 @@ enum Stream {
 struct Connection {
     name: &'static str,
     tls: Option<tls::Acceptor>,
-    service: TowerToHyperService<Router>,
+    router: Router,
+    is_parting: Arc<AtomicBool>,
     watcher: Watcher,
-    stop: CancellationToken,
+    /// No greeting is waited for any more.
+    closing: CancellationToken,
     /// Given back when the connection ends, however it does.
     _slot: OwnedSemaphorePermit,
+    _open: TaskTrackerToken,
 }
 
 // === impl Listener ===
@@ -84,7 +111,8 @@ impl Listener {
     pub async fn bind(name: &'static str, address: SocketAddr, max_connections: usize) -> io::Result<Self> {
         let socket = TcpListener::bind(address).await?;
         let connections = Arc::new(Semaphore::new(max_connections));
-        Ok(Self { name, socket, unix: None, router: Router::new(), tls: None, connections })
+        let (router, open, is_parting) = (Router::new(), TaskTracker::new(), Arc::default());
+        Ok(Self { name, socket, unix: None, router, tls: None, connections, open, is_parting })
     }
 
     /// Serves `router`.
@@ -110,29 +138,46 @@ impl Listener {
         self.socket.local_addr()
     }
 
-    /// Accepts until `stop`, then lets open exchanges finish for at most `grace`.
+    /// Accepts until `stop` and a little longer, then lets open exchanges finish for at most `grace`.
     pub async fn serve(self, stop: CancellationToken, grace: Duration) {
-        let drain = GracefulShutdown::new();
+        let (drain, closing) = (GracefulShutdown::new(), CancellationToken::new());
+        self.accept_until(stop.cancelled(), &drain, &closing).await;
+        self.is_parting.store(true, Ordering::Relaxed);
+        self.open.close();
+        let parting = async { drop(timeout(PARTING.min(grace), self.open.wait()).await) };
+        self.accept_until(parting, &drain, &closing).await;
+        closing.cancel();
+        let Self { name, socket, unix, open, .. } = self;
+        drop((socket, unix));
+        let ended = async {
+            drain.shutdown().await;
+            open.wait().await;
+        };
+        if timeout(grace, ended).await.is_err() {
+            tracing::warn!(listener = name, ?grace, "requests still open after the grace period are cut");
+        }
+    }
+
+    async fn accept_until(&self, end: impl Future<Output = ()>, drain: &GracefulShutdown, closing: &CancellationToken) {
+        let mut end = std::pin::pin!(end);
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
+                () = &mut end => return,
                 accepted = self.accept() => accepted,
             };
             let Some((stream, slot)) = accepted else { continue };
             let connection = Connection {
                 name: self.name,
                 tls: self.tls.clone(),
-                service: TowerToHyperService::new(self.router.clone()),
+                router: self.router.clone(),
+                is_parting: self.is_parting.clone(),
                 watcher: drain.watcher(),
-                stop: stop.clone(),
+                closing: closing.clone(),
                 _slot: slot,
+                _open: self.open.token(),
             };
             task::spawn(tracing::Span::none(), connection.serve(stream)).detach();
-        }
-        drop((self.socket, self.unix));
-        if timeout(grace, drain.shutdown()).await.is_err() {
-            tracing::warn!(listener = self.name, ?grace, "requests still open after the grace period are cut");
         }
     }
 
@@ -192,18 +237,39 @@ impl Connection {
     /// nobody has to act on that.
     async fn in_time<T>(&self, greeting: impl Future<Output = io::Result<T>>) -> Option<T> {
         let greeted = tokio::select! {
-            () = self.stop.cancelled() => return None,
+            () = self.closing.cancelled() => return None,
             greeted = timeout(GREETING, greeting) => greeted.unwrap_or_else(|late| Err(late.into())),
         };
         greeted.inspect_err(|error| tracing::debug!(listener = self.name, %error, "no greeting")).ok()
     }
 
     async fn converse(self, protocol: Protocol, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
-        let connection = server(protocol).serve_connection(TokioIo::new(stream), self.service).into_owned();
-        if let Err(error) = self.watcher.watch(connection).await {
-            tracing::debug!(listener = self.name, %error, "connection ended badly");
+        let (lent, owed) = linger::lend(stream);
+        let (name, io, server) = (self.name, TokioIo::new(lent), server(protocol));
+        let ended = match protocol {
+            Protocol::Http1 => {
+                let service = MapResponse::new(self.router, move |answer| parting(answer, &self.is_parting));
+                let service = TowerToHyperService::new(service);
+                self.watcher.watch(server.serve_connection(io, service).into_owned()).await
+            }
+            Protocol::Http2 => {
+                let service = TowerToHyperService::new(self.router);
+                self.watcher.watch(server.serve_connection(io, service).into_owned()).await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(listener = name, %error, "connection ended badly");
         }
+        owed.linger().await;
     }
+}
+
+/// An answer, which says that it is the last of its connection once `is_parting`.
+fn parting(mut answer: Response<Body>, is_parting: &AtomicBool) -> Response<Body> {
+    if is_parting.load(Ordering::Relaxed) {
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer
 }
 
 /// hyper's server for a peer whose protocol is known.

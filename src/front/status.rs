@@ -3,7 +3,7 @@
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Frame;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -23,7 +23,7 @@ pub(super) fn grpc(error: &Error) -> Status {
     if let Some(field) = error.field_name() {
         details.add_bad_request_violation(field, error.message());
     }
-    if row.retry == Retry::Later {
+    if error.retry() == Retry::Later {
         details.set_retry_info(Some(RETRY_AFTER));
     }
     if let Some(resource) = error.resource() {
@@ -37,7 +37,7 @@ pub(super) fn http(error: &Error) -> Response<Body> {
     let row = error.row();
     let mut response =
         json(StatusCode::from_u16(row.http).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), error.message());
-    if row.retry == Retry::Later {
+    if error.retry() == Retry::Later {
         // The header knows whole seconds alone.
         let seconds = RETRY_AFTER.as_secs().max(1);
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -48,6 +48,22 @@ pub(super) fn http(error: &Error) -> Response<Body> {
 /// Nothing is served at this path, or for this host.
 pub(super) fn not_found(message: &str) -> Response<Body> {
     json(StatusCode::NOT_FOUND, message)
+}
+
+/// The same for whoever may speak gRPC, and hears it in gRPC then: a bare 404 looks like a fault of the transport.
+pub(super) fn nowhere(request: &Request<Body>, message: &str) -> Response<Body> {
+    if is_grpc(request) {
+        let message = format!("nothing is at {}: {message}", request.uri().path());
+        return Status::unimplemented(message).into_http();
+    }
+    not_found(message)
+}
+
+/// Whether a request speaks gRPC, or gRPC-web.
+pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    request.method() == Method::POST
+        && content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// The path is served, for these methods.

@@ -90,7 +90,9 @@ impl BodyForm {
             _ => {
                 let known = "tensor/binary, tensor/base64, application/json, application/octet-stream, image/png, \
                              image/jpeg and image/webp";
-                Err(Error::bad_request("content-type", format!("not supported; supported are {known}")))
+                // A name beyond any of these is not worth repeating whole.
+                let name: String = name.chars().take(64).collect();
+                Err(Error::bad_request("content-type", format!("{name:?} is not supported; supported are {known}")))
             }
         }
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 
 use super::{Keep, Pipeline};
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     cache::tier::Tier,
     deadline::Deadline,
     error::{Error, ErrorKind},
-    flight::{Lead, Reach},
+    flight::{Lead, Reach, Start},
     hops::Hops,
     job::{Job, Output, Predicted, Work},
     key::ContentKey,
@@ -25,8 +25,9 @@ use crate::{
     metrics::Outcome,
     model::{ModelSpec, Task},
     progress::Progress,
-    route::{self, Candidate, Failures},
+    route::{self, Candidate, Failures, Unwell},
     task,
+    trace::TraceContext,
 };
 
 /// What a leader is to do.
@@ -60,6 +61,16 @@ impl Order {
 }
 
 impl Pipeline {
+    /// A leader that is ready to go.
+    pub(super) fn start(&self, order: Order, lead: Lead) -> Start<impl Future<Output = ()> + Send + use<>> {
+        let span = tracing::debug_span!(parent: None, "flight", key = ?order.key, model = %order.model.id);
+        // A child in the trace of the request that leads, which neither waits for it nor is kept open by it.
+        if let Some(request) = TraceContext::of(&Span::current()) {
+            request.adopt(&span);
+        }
+        Start { span, held: Box::new(order.later.clone()), leader: self.clone().lead(order, lead) }
+    }
+
     /// Steps 8 to 11. Ends the body on every path; memory is filled before a reader can see the end.
     pub(super) async fn lead(self, order: Order, mut lead: Lead) {
         let deadline = Deadline::within(Instant::now(), None, self.0.parts.flight_deadline);
@@ -220,9 +231,11 @@ fn has_pixels(job: &Job) -> bool {
 fn candidate(backend: &dyn Backend, job: &Job) -> Candidate {
     let supported = backend.supports(job);
     let well = match backend.health().borrow().get(&job.model.id) {
-        None => Err("not one of its models".to_owned()),
-        Some(ModelState::Unavailable(why)) => Err(why.clone()),
-        Some(ModelState::Failed { why, again }) if Instant::now() < *again => Err(why.clone()),
+        None => Err(Unwell { why: "not one of its models".to_owned(), lasts: true }),
+        Some(ModelState::Unavailable(why)) => Err(Unwell { why: why.clone(), lasts: true }),
+        Some(ModelState::Failed { why, again }) if Instant::now() < *again => {
+            Err(Unwell { why: why.clone(), lasts: false })
+        }
         Some(ModelState::Ready | ModelState::Idle | ModelState::Loading | ModelState::Failed { .. }) => Ok(()),
     };
     Candidate { name: backend.name(), supported, well, waiting: backend.waiting(job) }

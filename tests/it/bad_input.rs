@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use latentgate::proto::{
-    self, DecodeRequest, DecodeSpec, Dtype, EncodeRequest, EncodeSpec, Output, Scaling, TensorSpec, encode_spec,
-    output, scaling,
+    self, DecodeRequest, DecodeSpec, Dtype, EncodeRequest, EncodeSpec, Output, Scaling, TensorSpec,
+    cache_admin_client::CacheAdminClient, encode_spec, latents_client::LatentsClient, output, scaling,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status};
+use tonic::{Code, Status, transport::Endpoint};
 use tonic_types::StatusExt as _;
 
 use crate::support::{Client, TestApp, config, decode_spec, encode_spec, latents, reason};
@@ -437,4 +437,40 @@ async fn bad_pixel_tensors() {
     let status = client.grpc.clone().encode(tokio_stream::iter([request])).await.err().unwrap();
     assert_refused("data before spec", &status, bad("spec"));
     assert_unharmed(&app, &gated, &client).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_on_the_other_port_is_said_in_grpc() {
+    let app = TestApp::start(config()).await;
+    let channel = |address| Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+    let stats = CacheAdminClient::new(channel(app.addresses.data)).stats(proto::StatsRequest {}).await;
+    let models = LatentsClient::new(channel(app.addresses.admin)).list_models(proto::ListModelsRequest {}).await;
+    for (status, port) in [(stats.unwrap_err(), "admin port"), (models.unwrap_err(), "data port")] {
+        assert_eq!(status.code(), Code::Unimplemented);
+        assert!(status.message().contains(port), "{status:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_beyond_the_limit_is_told_how_to_be_sent_instead() {
+    let app = TestApp::start(config()).await;
+    let message = DecodeRequest { spec: Some(decode_spec(8, 8)), data: vec![0; 5 << 20].into() };
+    let status = app.client().await.decode_messages(vec![message]).await.err().unwrap();
+    assert_eq!(reason(&status).1, "TOO_LARGE");
+    assert!(status.message().contains("send the data in several"), "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_that_nobody_can_compute_here_is_no_reason_to_try_again() {
+    let mut config = config();
+    config.route.backends = vec![latentgate::route::Name::Local];
+    let app = TestApp::start(config).await;
+    let spec = DecodeSpec { model: "sd-v1".to_owned(), ..decode_spec(8, 8) };
+    let status = app.client().await.decode(spec, latents(8, 8, 1)).await.err().unwrap();
+    assert_eq!(reason(&status), (Code::Unavailable, "UNAVAILABLE".to_owned()));
+    assert!(status.message().contains("models.sd-v1.weights"), "{status:?}");
+    assert!(status.get_details_retry_info().is_none());
+    let spec = DecodeSpec { model: String::new(), ..decode_spec(8, 8) };
+    let status = app.client().await.decode(spec, latents(8, 8, 1)).await.err().unwrap();
+    assert_eq!(reason(&status), (Code::InvalidArgument, "BAD_REQUEST".to_owned()));
 }

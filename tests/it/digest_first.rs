@@ -145,3 +145,16 @@ async fn one_who_was_asked_for_data_and_says_nothing_takes_nobodys_place() {
     let answer = crate::support::collect(silent).await.unwrap();
     assert_eq!((answer.source(), gated.runs()), (Source::Computed, 2));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_digest_alone_asks_whether_the_answer_is_there() {
+    let (app, gated) = TestApp::gated(config()).await;
+    gated.open(1);
+    let (client, data) = (app.client().await, latents(8, 8, 1));
+    let asked = || DecodeSpec { cache: CachePolicy::OnlyIfCached as i32, ..claiming(&data) };
+    let ask = || client.decode_messages(vec![spec_only(asked())]);
+    assert_eq!(reason(&ask().await.err().unwrap()), (Code::NotFound, "NOT_CACHED".to_owned()));
+    let answer = client.decode(decode_spec(8, 8), data.clone()).await.unwrap();
+    assert_eq!(ask().await.unwrap().bytes(), answer.bytes());
+    assert_eq!(gated.runs(), 1);
+}

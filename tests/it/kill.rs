@@ -3,14 +3,7 @@
 //!
 //! A few rounds here; `LATENTGATE_KILL_ROUNDS=200` has more.
 
-use std::{
-    collections::HashMap,
-    fs,
-    io::{BufRead as _, BufReader},
-    path::Path,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::{collections::HashMap, fs, path::Path, process::Command, time::Duration};
 
 use latentgate::proto::{CachePolicy, DecodeSpec, Source};
 use tempfile::TempDir;
@@ -19,42 +12,23 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{Client, decode_spec, latents};
+use crate::support::{Client, decode_spec, latents, process::Process};
 
 const ROUNDS: u32 = 6;
 
 /// A process, its client, its admin port.
 struct Victim {
-    child: Child,
+    process: Process,
     client: Client,
-    admin: String,
 }
 
 impl Victim {
     async fn start(folder: &Path) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_latentgate"));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LATENTGATE")) {
-            command.env_remove(name);
-        }
-        command.args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).stderr(Stdio::piped());
-        command.env("LATENTGATE__CACHE__DISK__PATH", folder).env("LATENTGATE__CACHE__DISK__MIN_FREE", "0B");
-        command.env("LATENTGATE__ROUTE__BACKENDS", "[local]").env("LATENTGATE__CACHE__MEMORY__CAPACITY", "0B");
-        #[allow(clippy::zombie_processes, reason = "`kill` and `Drop` wait for it")]
-        let mut child = command.spawn().unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let (mut seen, mut addresses) = (String::new(), [None, None]);
-        while addresses[0].is_none() {
-            let start = seen.len();
-            assert_ne!(log.read_line(&mut seen).unwrap(), 0, "it ended before it served:\n{seen}");
-            addresses = ["data=", "admin="].map(|name| {
-                let mut words = seen[start..].split_whitespace();
-                words.find_map(|word| word.strip_prefix(name)).map(str::to_owned)
-            });
-        }
-        // Its log goes on, and nobody else reads it.
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        let [data, admin] = addresses.map(Option::unwrap);
-        Self { child, client: Client::connect(data.parse().unwrap()).await, admin }
+        let process = Process::serve(|command| {
+            command.env("LATENTGATE__CACHE__DISK__PATH", folder).env("LATENTGATE__CACHE__DISK__MIN_FREE", "0B");
+            command.env("LATENTGATE__CACHE__MEMORY__CAPACITY", "0B");
+        });
+        Self { client: Client::connect(process.data).await, process }
     }
 
     async fn ask(&self, seed: u32, policy: CachePolicy) -> Option<(Source, Vec<u8>)> {
@@ -64,19 +38,12 @@ impl Victim {
     }
 
     async fn is_written(&self) -> bool {
-        let Ok(mut stream) = TcpStream::connect(&self.admin).await else { return false };
+        let Ok(mut stream) = TcpStream::connect(self.process.admin).await else { return false };
         let mut text = String::new();
         let asked = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
         asked.is_ok()
             && stream.read_to_string(&mut text).await.is_ok()
             && text.contains("latentgate_cache_fill_queue_bytes{tier=\"disk\"} 0\n")
-    }
-}
-
-impl Drop for Victim {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -110,7 +77,7 @@ async fn a_process_that_is_killed_loses_nothing_that_was_written_and_leaves_noth
         finished = right.keys().copied().collect();
         let mut victim = victim;
         let delay = Duration::from_micros(u64::from(round * 7919 % 40_000));
-        let pid = victim.child.id().to_string();
+        let pid = victim.process.child.id().to_string();
         let killer = std::thread::spawn(move || {
             std::thread::sleep(delay);
             Command::new("kill").args(["-9", &pid]).status().unwrap();
@@ -120,7 +87,7 @@ async fn a_process_that_is_killed_loses_nothing_that_was_written_and_leaves_noth
             right.insert(seed, bytes);
         }
         killer.join().unwrap();
-        victim.child.wait().unwrap();
+        victim.process.child.wait().unwrap();
         // Bounded, or a long run would ask for more and more.
         if finished.len() > 40 {
             finished.clear();

@@ -4,6 +4,7 @@ use latentgate::proto::{CachePolicy, DecodeSpec};
 use serde_json::Value;
 
 use crate::support::{
+    collector::hex,
     decode_spec, http, latents,
     origin::{Behaviour, Origin},
     program::{Program, latentgate},
@@ -18,7 +19,7 @@ fn config(origin: &Origin, log: &str) -> String {
 }
 
 fn is_access(line: &str) -> bool {
-    line.contains("latentgate::access")
+    line.contains(" latentgate::access: ") || line.contains("\"target\":\"latentgate::access\"")
 }
 
 /// The only line of an outcome.
@@ -60,7 +61,7 @@ async fn every_request_has_one_line_with_numbers_as_numbers() {
 
     let lines = program.until_lines(5, is_access).await;
     let lines: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let key: String = answer.accepted.content_key[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let key = hex(&answer.accepted.content_key[..8]);
     for outcome in ["computed", "coalesced", "hit_memory"] {
         let line = line(&lines, outcome);
         let facts = ["front", "task", "model", "key", "level", "message"].map(|name| line[name].as_str().unwrap());

@@ -29,6 +29,8 @@ mod derive;
 mod diffusers;
 mod digest_first;
 mod disk;
+#[cfg(feature = "local")]
+mod drain;
 mod edge;
 mod faults;
 mod flips;

@@ -32,7 +32,7 @@ async fn readiness_and_health_wait_for_what_is_to_be_preloaded() {
             }
         }
     }
-    assert_eq!(app.admin("/readyz").await, (200, "ready\n".to_owned()));
+    assert_eq!(app.admin("/readyz").await, (200, "{\"ready\":true,\"reasons\":[]}\n".to_owned()));
     assert_eq!(app.metric("latentgate_engine_model_loaded", &[r#"model="builtin""#]).await, 1.0);
     let unknown = health.check(HealthCheckRequest { service: "nope".to_owned() }).await.unwrap_err();
     assert_eq!(unknown.code(), tonic::Code::NotFound);

@@ -107,9 +107,9 @@ impl Shared {
     fn prove(&self, key: &ContentKey) -> Result<Head, Refusal> {
         let Opened { head, first, mut rest } = self.folder.read(key)?;
         let mut hasher = blake3::Hasher::new();
-        first.iter().for_each(|chunk| {
+        for chunk in &first {
             hasher.update(chunk);
-        });
+        }
         if let Some(rest) = &mut rest {
             while let Some(chunk) = rest.next()? {
                 hasher.update(&chunk);

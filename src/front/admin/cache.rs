@@ -189,7 +189,7 @@ fn answer(result: Result<Value, Error>) -> Response {
 }
 
 /// A line for a terminal, too.
-fn json(value: &Value) -> Response {
+pub(super) fn json(value: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], format!("{value}\n")).into_response()
 }
 

@@ -20,7 +20,7 @@ use crate::{
     body::Seal,
     cache::alias::InputDigest,
     deadline::Deadline,
-    error::Error,
+    error::{Error, ErrorKind},
     front::{
         lease::{Lease, Leases, TakenBack, Terms},
         record::{Record, Stage},
@@ -34,6 +34,9 @@ use crate::{
     progress::Progress,
     proto::{self, decode_response::Event},
 };
+
+const NOT_KNOWN: &str = "only-if-cached: no answer to such an input is kept under this digest; with the input itself it \
+                         may be found under another spelling";
 
 /// A request that was admitted, before its input was read.
 pub(super) struct Exchange<M> {
@@ -118,7 +121,11 @@ impl<M: RequestMessage> Exchange<M> {
     async fn serve_asked(self, record: &mut Record) -> Result<Reply, Error> {
         let Self { pipeline, deadline, mut input, permit, .. } = self;
         drop(permit);
-        deadline.bound("waiting for the data", input.wait()).await?;
+        let has_data = deadline.bound("waiting for the data", input.wait()).await?;
+        // The question of a client that has only a digest, and wants no more than what is kept.
+        if !has_data && self.policy == CachePolicy::OnlyIfCached {
+            return Err(Error::new(ErrorKind::NotCached, NOT_KNOWN));
+        }
         let permit = pipeline.admit()?;
         Self { pipeline, input, permit, ..self }.serve(record).await
     }

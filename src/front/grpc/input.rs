@@ -46,12 +46,11 @@ impl<M: RequestMessage> Input<M> {
         !self.first.is_empty()
     }
 
-    /// Waits for the first data, for a client that was asked for them.
-    pub(super) async fn wait(&mut self) -> Result<(), Error> {
-        if let Some(data) = self.next_data(|| "none of the input has come".to_owned()).await? {
-            self.first = data;
-        }
-        Ok(())
+    /// Waits for the first data, for a client that was asked for them. Says whether there are any.
+    pub(super) async fn wait(&mut self) -> Result<bool, Error> {
+        let data = self.next_data(|| "none of the input has come".to_owned()).await?;
+        self.first = data.unwrap_or_default();
+        Ok(self.has_data())
     }
 
     /// Reads the input to its end: exactly `want` bytes, and their digest.
@@ -99,6 +98,12 @@ fn stalled(field: &'static str, stall: Duration, so_far: &str) -> Error {
 /// What a broken request stream means: a client that left, or bytes that are no message.
 fn broken(field: &'static str, status: &Status) -> Error {
     match status.code() {
+        // tonic's, for a message beyond the limit.
+        Code::OutOfRange => {
+            let most = super::MAX_MESSAGE_BYTES;
+            let message = format!("a message has at most {most} bytes: send the data in several, of a MiB each, say");
+            Error::field(ErrorKind::TooLarge, field, message)
+        }
         Code::Cancelled | Code::Unknown => Error::new(ErrorKind::Cancelled, "the client broke off its request"),
         _ => Error::bad_request(field, format!("the stream is not readable: {}", status.message())),
     }

@@ -110,7 +110,7 @@ impl Drop for Collector {
     }
 }
 
-/// Sixteen or thirty-two hex digits.
+/// As hex digits.
 pub fn hex(id: &[u8]) -> String {
-    id.iter().map(|byte| format!("{byte:02x}")).collect()
+    id.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
