@@ -77,30 +77,53 @@ impl Logs {
 
 #[cfg(test)]
 mod tests {
-    use tracing::{Level, subscriber};
+    use std::io;
+
+    use tracing::subscriber;
     use tracing_subscriber::{Layer as _, layer::SubscriberExt as _};
 
     use super::*;
 
+    /// What was written.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     #[test]
     fn another_filter_holds_from_now_on_and_a_bad_one_changes_nothing() {
         let (logs, filter) = Logs::new("info").unwrap();
-        let registry = tracing_subscriber::registry().with(tracing_subscriber::fmt::layer().with_filter(filter));
+        let written = Written::default();
+        let writer = written.clone();
+        let lines = tracing_subscriber::fmt::layer().with_writer(move || writer.clone()).with_filter(filter);
         // While there is one subscriber alone, what another thread has asked for first counts as never wanted.
         let _second = tracing::Dispatch::new(tracing_subscriber::registry());
-        subscriber::with_default(registry, || {
-            let lets_debug = || tracing::enabled!(target: "latentgate::test", Level::DEBUG);
-            assert!(!lets_debug());
+        subscriber::with_default(tracing_subscriber::registry().with(lines), || {
+            let tells_debug = || {
+                let before = written.0.lock().len();
+                tracing::debug!(target: "latentgate::test", "a line");
+                written.0.lock().len() > before
+            };
+            assert!(!tells_debug());
             logs.set_filter(" latentgate=debug ").unwrap();
-            assert!(lets_debug());
+            assert!(tells_debug());
             assert_eq!(logs.filter(), "latentgate=debug");
             assert!(matches!(logs.set_filter("a=b=c"), Err(FilterError::Unreadable(_))));
             assert_eq!(logs.set_filter(" "), Err(FilterError::Empty));
             assert_eq!(logs.set_filter(&"x".repeat(5000)), Err(FilterError::TooLong));
-            assert!(lets_debug());
+            assert!(tells_debug());
             assert_eq!(logs.filter(), "latentgate=debug");
             logs.set_filter("warn").unwrap();
-            assert!(!lets_debug());
+            assert!(!tells_debug());
         });
     }
 }

@@ -102,7 +102,8 @@ fn parse_parent(text: &str) -> Option<(TraceId, SpanId, TraceFlags)> {
 fn parse_state<'a>(values: impl Iterator<Item = &'a str>) -> TraceState {
     let values: Vec<_> = values.map(str::trim).filter(|value| !value.is_empty()).collect();
     let state = values.join(",");
-    if state.len() > MAX_STATE_BYTES {
+    let is_member = |text: &str| text.split_once('=').is_some_and(|(key, value)| !key.is_empty() && !value.is_empty());
+    if state.len() > MAX_STATE_BYTES || !state.split(',').all(is_member) {
         return TraceState::default();
     }
     TraceState::from_str(&state).unwrap_or_default()

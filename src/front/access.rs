@@ -60,7 +60,6 @@ impl Line<'_> {
         match self.error.map(|error| error.row().level) {
             Some(Level::ERROR) => event!(ERROR, "request failed", self, trace()),
             Some(Level::WARN) => event!(WARN, "request failed", self, trace()),
-            _ if !tracing::enabled!(target: TARGET, Level::INFO) => {}
             Some(_) => event!(INFO, "request failed", self, trace()),
             None => event!(INFO, "request", self, trace()),
         }

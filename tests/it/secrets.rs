@@ -22,6 +22,11 @@ const SHAPES_OF_PAYLOAD: [&str; 4] = ["qZx<", "113, 90, 120", "717a78", "715a78"
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_trace_level_no_payload_token_or_query_is_logged() {
+    log_everything("grpc", "").await;
+    log_everything("http", "/v1/traces?key=tok_of_collector").await;
+}
+
+async fn log_everything(protocol: &str, path: &str) {
     let (origin, collector) = (Origin::start().await, Collector::start().await);
     let token = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(token.path(), "tok_of_file").unwrap();
@@ -30,7 +35,7 @@ async fn at_trace_level_no_payload_token_or_query_is_logged() {
         "[route]\nbackends = [\"local\"]\n[upstream]\nretries = 1\ntoken_file = \"{token}\"\n\
          [models.sd1]\nlike = \"sd-v1\"\nbackends = [\"upstream\"]\nupstream.decode = [\"{url}&key=tok_of_url\"]\n\
          [log]\nfilter = \"trace\"\n\
-         [trace]\nendpoint = \"{otlp}/v1/traces?key=tok_of_collector\"\nprotocol = \"http\"\n\
+         [trace]\nendpoint = \"{otlp}{path}\"\nprotocol = \"{protocol}\"\n\
          [trace.headers]\nauthorization = \"Bearer tok_of_header\"\n"
     );
     let program = Program::start(&config).await;
