@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     latents(&out)?;
     cache_admin(&out)?;
     println!("cargo:rustc-env=LATENTGATE_COMMIT={}", commit());
+    println!("cargo:rerun-if-env-changed=LATENTGATE_COMMIT");
     println!("cargo:rerun-if-changed=.git/HEAD");
     println!("cargo:rerun-if-changed=.git/refs/heads");
     Ok(())
@@ -59,13 +60,20 @@ fn cache_admin(out: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The short commit, or `unknown` outside a checkout: a source archive builds as well.
+/// The short commit, or `unknown` outside a checkout: a source archive builds as well. Where an image is built there is
+/// no checkout either, so the environment may say it.
 fn commit() -> String {
+    #[expect(clippy::disallowed_methods, reason = "cargo speaks to build scripts through the environment")]
+    let told = std::env::var("LATENTGATE_COMMIT").ok().filter(|commit| !commit.is_empty());
+    told.or_else(commit_of_checkout).unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn commit_of_checkout() -> Option<String> {
     Command::new("git")
         .args(["rev-parse", "--short=12", "HEAD"])
         .output()
         .ok()
         .filter(|output| output.status.success())
         .and_then(|output| String::from_utf8(output.stdout).ok())
-        .map_or_else(|| "unknown".to_owned(), |text| text.trim().to_owned())
+        .map(|text| text.trim().to_owned())
 }

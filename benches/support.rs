@@ -18,7 +18,7 @@ use latentgate::{
     metrics::Metrics,
     model::{BUILTIN, ModelTable},
     picture::{self, PictureLimits},
-    pipeline::{Keep, Parts, Pipeline, Request, Routes},
+    pipeline::{Keep, Parts, Pipeline, Policy, Request, Routes},
     tensor::{DType, Shape, Tensor},
 };
 
@@ -89,7 +89,7 @@ pub(crate) fn pipeline(backend: Arc<dyn Backend>) -> Pipeline {
         memory: Memory::new(&MemoryConfig::default(), metrics.clone()),
         keep_from: 0.5,
         flight_deadline: Duration::from_mins(1),
-        routes: Routes { by_model, spill_at: 4 },
+        routes: Routes::new(Policy { by_model, spill_at: 4 }),
         metrics,
         instance: Instance::new(1),
     })

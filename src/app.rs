@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
 
 use crate::{
     admission::Gate,
@@ -13,14 +14,16 @@ use crate::{
         fill::Fill,
         memory::Memory,
     },
+    clients,
     config::{self, Config},
     front::{
         Times,
         admin::{Admin, Readiness},
         cors, drain,
         grpc::LatentsService,
+        guard::Guard,
         http::{Hosts, HttpFront},
-        listen::{Listener, tls, unix},
+        listen::{self, Listener, tls, unix},
         web,
     },
     hops::Instance,
@@ -36,12 +39,15 @@ use crate::{
 /// How often samples are folded into their histograms.
 const UPKEEP: Duration = Duration::from_secs(5);
 
+mod descriptors;
 mod models;
 mod readiness;
+mod reload;
 
 #[cfg(feature = "local")]
 use models::local;
-use models::{find_weights, models, routes, upstream};
+use models::{Askable, find_weights, models, upstream};
+pub use reload::{Reloader, SetLogFilter, Source};
 
 /// A bound, not yet serving product.
 pub struct App {
@@ -57,6 +63,7 @@ pub struct App {
     health: tonic_health::server::HealthReporter,
     disk: Option<Disk>,
     fills: Vec<Fill>,
+    reloader: Reloader,
     grace: Duration,
 }
 
@@ -105,6 +112,9 @@ pub enum StartError {
     /// The data port's certificate and key are not usable.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
+    /// The named clients cannot be had.
+    #[error(transparent)]
+    Clients(#[from] clients::ClientsError),
     /// The disk tier's folder cannot be had.
     #[error(transparent)]
     Disk(#[from] disk::OpenError),
@@ -135,14 +145,9 @@ impl App {
     ) -> Result<Self, StartError> {
         let Observers { metrics, logs } = observers;
         metrics.build_info(env!("CARGO_PKG_VERSION"), env!("LATENTGATE_COMMIT"), FEATURES);
-        let tls = config.listen.tls.as_ref().map(tls::Acceptor::load).transpose()?;
-        let data = bind("listen.data", config.listen.data, config.listen.max_connections).await?;
-        let data = data.with_tls(tls).with_unix(unix_socket(&config).await?);
-        let admin = bind("listen.admin", config.listen.admin, config.listen.max_connections).await?;
-        let address =
-            |listener: &Listener| listener.address().map_err(|error| internal("a socket has no address", error));
-        let addresses = Addresses { data: address(&data)?, admin: address(&admin)? };
-
+        descriptors::make_room(config.listen.max_connections);
+        let reloader = Reloader::start(&config, metrics.clone())?;
+        let (data, admin, addresses) = listeners(&config, &reloader).await?;
         let (config, found) = find_weights(config).await?;
         let required = config.models.iter().filter(|(_, model)| model.preload);
         let required = required.filter_map(|(name, _)| ModelId::try_new(name)).collect();
@@ -152,13 +157,13 @@ impl App {
         #[cfg(feature = "local")]
         configured.push(Arc::new(local(&config, &models, found, &metrics)?));
         configured.extend(upstream(&config, &models, &instance, &metrics).await?);
-        let routes = routes(&config, &models, &first, &configured);
-        let backends: Vec<_> = first.into_iter().chain(configured).collect();
+        let askable = Askable { models, first, configured };
+        let backends = askable.backends();
         let memory = Memory::new(&config.cache.memory, metrics.clone());
         let disk = open_disk(&config.cache.disk, &metrics).await?;
         let fills = fills(disk.as_ref(), &config.cache.disk, &metrics);
         let pipeline = Pipeline::new(Parts {
-            models,
+            models: askable.models.clone(),
             limits: limits(&config.limits),
             gate: Gate::new(config.admission.max_requests, config.admission.memory.as_u64(), metrics.clone()),
             memory: memory.clone(),
@@ -167,16 +172,17 @@ impl App {
             namespace: config.cache.namespace.clone(),
             keep_from: config.flight.keep_from,
             flight_deadline: config.flight.time,
-            routes,
+            routes: reloader.route(askable, &config),
             metrics: metrics.clone(),
             instance,
         });
         let draining = CancellationToken::new();
-        let (health, data_router) = data_router(&config, &pipeline, &metrics, &draining)?;
+        let guard = Guard::new(reloader.clients());
+        let (health, data_router) = data_router(&config, &pipeline, &metrics, guard, &draining)?;
         let (readiness, watched) = watch::channel(Readiness::NotReady(vec!["starting".to_owned()]));
         let inventory = Inventory::new(memory, disk.clone(), fills.clone(), draining.clone());
-        let admin_router =
-            admin_router(Admin { metrics: metrics.clone(), inventory, logs, readiness: watched }, &draining)?;
+        let shown = Admin { metrics: metrics.clone(), inventory, logs, readiness: watched, reload: reloader.handle() };
+        let admin_router = admin_router(shown, &draining)?;
         Ok(Self {
             data: data.with(data_router),
             admin: admin.with(admin_router),
@@ -190,6 +196,7 @@ impl App {
             health,
             disk,
             fills,
+            reloader,
             grace: config.shutdown.grace,
         })
     }
@@ -204,11 +211,17 @@ impl App {
         &self.pipeline
     }
 
+    /// What reads the configuration again. Without [`Reloader::read_from`] it reads the files again that the configuration names.
+    pub fn reloader(&self) -> &Reloader {
+        &self.reloader
+    }
+
     /// Serves until `stop` is cancelled; then not ready, no new connections, open requests finish within the grace
     /// period, end.
     pub async fn serve(self, stop: CancellationToken) {
-        let Self { data, admin, metrics, required, backends, readiness, draining, health, disk, fills, grace, .. } =
-            self;
+        let Self { data, admin, metrics, required, backends, readiness, draining, health, disk, fills, .. } = self;
+        let (grace, reloader) = (self.grace, self.reloader);
+        let rereading = task::spawn(tracing::Span::none(), reloader.watch_files());
         let watching =
             task::spawn(tracing::Span::none(), readiness::keep(required, backends, readiness, health, stop.clone()));
         let upkeep = task::spawn(tracing::Span::none(), async move {
@@ -233,7 +246,7 @@ impl App {
         if let Err(error) = admin.join().await {
             tracing::error!(%error, "the admin listener panicked");
         }
-        drop((watching, upkeep, draining));
+        drop((watching, upkeep, draining, rereading));
     }
 }
 
@@ -259,8 +272,18 @@ fn internal(what: &str, source: impl std::error::Error + Send + Sync + 'static) 
     crate::error::Error::internal(what).caused_by(source)
 }
 
-async fn bind(key: &'static str, address: SocketAddr, max_connections: usize) -> Result<Listener, StartError> {
-    Listener::bind(key, address, max_connections).await.map_err(|source| StartError::Bind { key, address, source })
+/// Both ports, and where they are.
+async fn listeners(config: &Config, reloader: &Reloader) -> Result<(Listener, Listener, Addresses), StartError> {
+    let data = bind("listen.data", config.listen.data, config.connection_limits()).await?;
+    let data = data.with_tls(reloader.tls()).with_unix(unix_socket(config).await?);
+    let admin = bind("listen.admin", config.listen.admin, config.connection_limits()).await?;
+    let address = |listener: &Listener| listener.address().map_err(|error| internal("a socket has no address", error));
+    let addresses = Addresses { data: address(&data)?, admin: address(&admin)? };
+    Ok((data, admin, addresses))
+}
+
+async fn bind(key: &'static str, address: SocketAddr, limits: listen::Limits) -> Result<Listener, StartError> {
+    Listener::bind(key, address, limits).await.map_err(|source| StartError::Bind { key, address, source })
 }
 
 /// The disk tier, if there is to be one.
@@ -312,6 +335,7 @@ fn data_router(
     config: &Config,
     pipeline: &Pipeline,
     metrics: &Metrics,
+    guard: Guard,
     draining: &CancellationToken,
 ) -> Result<(tonic_health::server::HealthReporter, axum::Router), StartError> {
     let times = Times { request: config.limits.request_time, stall: config.limits.stall_time };
@@ -322,11 +346,13 @@ fn data_router(
         .build_v1()
         .map_err(|error| internal("the descriptor set is not readable", error))?;
     // Health and reflection streams never end by themselves: a drain would wait for them in vain.
+    let reflection = InterceptedService::new(reflection, guard.clone());
     let endless = tonic::service::Routes::new(health_service).add_service(reflection).into_axum_router();
-    let latents = tonic::service::Routes::new(LatentsService::new(pipeline.clone(), metrics.clone(), times));
+    let latents = LatentsService::new(pipeline.clone(), guard.clone(), metrics.clone(), times);
+    let latents = tonic::service::Routes::new(latents);
     let grpc = latents.into_axum_router().reset_fallback();
     let grpc = grpc.merge(drain::end_with(endless.reset_fallback(), draining.clone()));
-    let http = HttpFront::new(pipeline.clone(), metrics.clone(), times, Hosts::new(&config.hosts));
+    let http = HttpFront::new(pipeline.clone(), guard, metrics.clone(), times, Hosts::new(&config.hosts));
     // CORS goes around everything that the port serves, so it comes last.
     Ok((health, cors::over(web::over(grpc).merge(http.router()), &config.cors)))
 }

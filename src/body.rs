@@ -12,6 +12,9 @@ use tokio::sync::watch;
 
 use crate::{error::Error, meta::Meta};
 
+/// Bytes hashed and published at a time: well under a millisecond of an async thread.
+const SLICE_BYTES: usize = 1 << 20;
+
 /// Proves the bytes of a whole body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seal {
@@ -142,6 +145,16 @@ impl BodyWriter {
             }
             self.body.0.grown.lock().slices.push(slice);
             self.body.0.changed.send_replace(());
+        }
+        Ok(())
+    }
+
+    /// Appends bytes that are there as a whole, a slice at a time, so that readers get the first before the last is hashed
+    /// and nobody waits long for the thread. Dropped midway, it leaves a body that has not ended.
+    pub async fn append_all(&mut self, mut bytes: Bytes) -> Result<(), Error> {
+        while !bytes.is_empty() {
+            self.append(bytes.split_to(bytes.len().min(SLICE_BYTES)))?;
+            tokio::task::yield_now().await;
         }
         Ok(())
     }

@@ -12,8 +12,10 @@ mod files;
 mod log_level;
 mod models;
 mod page;
+mod reload;
 mod request;
 mod serve;
+mod token;
 
 use std::{fmt, path::PathBuf, process::ExitCode};
 
@@ -34,7 +36,7 @@ struct Arguments {
 enum Command {
     /// Run the server until Ctrl-C or SIGTERM.
     Serve(serve::Serve),
-    /// Look at the configuration.
+    /// Look at the configuration, or have a server read it again.
     #[command(subcommand)]
     Config(serve::ConfigCommand),
     /// Have a server turn latents into pixels.
@@ -48,6 +50,8 @@ enum Command {
     Cache(cache::CacheCommand),
     /// Show what a running server's log says, or change it.
     LogLevel(log_level::LogLevel),
+    /// Make the token of a named client.
+    Token(token::Token),
     /// Show the whole thing at work in this process: no network, no downloads.
     Demo(demo::Demo),
 }
@@ -64,6 +68,7 @@ pub fn run() -> ExitCode {
         Command::Models(models) => models.run(),
         Command::Cache(command) => command.run(),
         Command::LogLevel(log_level) => log_level.run(),
+        Command::Token(token) => token.run(),
         Command::Demo(demo) => demo.run(),
     };
     match outcome {

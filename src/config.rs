@@ -20,17 +20,17 @@ use serde::{Deserialize, Serialize};
 use crate::{
     backend::upstream,
     cache::{disk, memory},
-    front::{
-        cors,
-        listen::{tls, unix},
-    },
+    clients,
+    front::cors,
     pipeline::Keep,
     route, telemetry,
 };
 
+mod listen;
 mod models;
 mod validate;
 
+pub use listen::Listen;
 pub use models::{ModelConfig, UpstreamUrls};
 
 /// Prefix of environment variables; `__` separates levels: `LATENTGATE__CACHE__MEMORY__CAPACITY=2GiB`.
@@ -44,6 +44,8 @@ pub struct Config {
     pub listen: Listen,
     /// Which web pages may ask.
     pub cors: cors::Config,
+    /// Who may ask, and how much.
+    pub clients: clients::Config,
     /// What it takes in at a time.
     pub admission: Admission,
     /// What one request may ask for.
@@ -71,28 +73,10 @@ pub struct Config {
     pub log: telemetry::log::Config,
     /// Where its traces go.
     pub trace: telemetry::traces::Config,
+    /// When files are read again.
+    pub reload: Reload,
     /// How it ends.
     pub shutdown: Shutdown,
-}
-
-/// Listening sockets.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Listen {
-    /// Address of the data port: gRPC, health, reflection.
-    pub data: SocketAddr,
-    /// Address of the admin port: metrics, liveness, readiness.
-    pub admin: SocketAddr,
-    /// Path of a Unix socket that serves what the data port serves, without TLS.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub socket: Option<PathBuf>,
-    /// Permissions of that socket's file.
-    pub socket_mode: unix::Mode,
-    /// Connections served at a time, on each port; more wait in the kernel. The socket's are the data port's.
-    pub max_connections: usize,
-    /// TLS on the data port; plain text without it. The admin port has none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tls: Option<tls::Config>,
 }
 
 /// Bounds on what is in flight.
@@ -159,6 +143,15 @@ pub struct Weights {
     pub hub_cache: Option<PathBuf>,
 }
 
+/// Files that may change while the server runs: certificates, clients.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reload {
+    /// How often they are looked at; 0s: by order only.
+    #[serde(with = "humantime_serde")]
+    pub every: Duration,
+}
+
 /// The end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -194,19 +187,6 @@ pub struct Fault {
     pub remedy: String,
 }
 
-impl Default for Listen {
-    fn default() -> Self {
-        Self {
-            data: SocketAddr::from(([127, 0, 0, 1], 8790)),
-            admin: SocketAddr::from(([127, 0, 0, 1], 8791)),
-            socket: None,
-            socket_mode: unix::Mode::default(),
-            max_connections: 1024,
-            tls: None,
-        }
-    }
-}
-
 impl Default for Admission {
     fn default() -> Self {
         Self { max_requests: 1024, memory: ByteSize::gib(1) }
@@ -229,6 +209,12 @@ impl Default for Limits {
 impl Default for Flight {
     fn default() -> Self {
         Self { keep_from: 0.5, time: Duration::from_mins(10) }
+    }
+}
+
+impl Default for Reload {
+    fn default() -> Self {
+        Self { every: Duration::from_secs(5) }
     }
 }
 

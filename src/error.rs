@@ -28,6 +28,7 @@ struct Inner {
     resource: Option<Resource>,
     id: Option<String>,
     retry: Retry,
+    retry_after: Option<Duration>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -43,6 +44,10 @@ pub struct Resource {
 /// Every way a request can fail. The table is [`ErrorKind::row`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
+    /// Who asks is not known, or not by this token.
+    Unauthenticated,
+    /// The client has used up what one client may use.
+    ClientLimit,
     /// The request cannot mean anything: spec, byte count, dtype, NaN, an undecodable picture, channels.
     BadRequest,
     /// No such model.
@@ -65,6 +70,8 @@ pub enum ErrorKind {
     UnknownKey,
     /// It takes a disk tier, and none is configured.
     NoDiskTier,
+    /// A configuration that cannot be used: the one in force stays.
+    ReloadRefused,
     /// The request has come back to where it was.
     LoopDetected,
     /// No backend can answer now.
@@ -97,6 +104,7 @@ pub enum GrpcCode {
     Unimplemented = 12,
     Internal = 13,
     Unavailable = 14,
+    Unauthenticated = 16,
 }
 
 /// Whether a client may send the same request again.
@@ -104,7 +112,7 @@ pub enum GrpcCode {
 pub enum Retry {
     /// It would fail the same way.
     Never,
-    /// After [`RETRY_AFTER`].
+    /// After [`Error::retry_after`].
     Later,
 }
 
@@ -141,7 +149,9 @@ pub struct Row {
 
 impl ErrorKind {
     /// Every kind, for tables and tests.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
+        Self::Unauthenticated,
+        Self::ClientLimit,
         Self::BadRequest,
         Self::UnknownModel,
         Self::TaskUnsupported,
@@ -153,6 +163,7 @@ impl ErrorKind {
         Self::NotCached,
         Self::UnknownKey,
         Self::NoDiskTier,
+        Self::ReloadRefused,
         Self::LoopDetected,
         Self::Unavailable,
         Self::Cancelled,
@@ -166,6 +177,8 @@ impl ErrorKind {
         use Side::{Downstream, Internal};
         use tracing::Level;
         let (reason, grpc, http, retry, level, side) = match self {
+            Self::Unauthenticated => ("UNAUTHENTICATED", G::Unauthenticated, 401, Never, Level::DEBUG, Downstream),
+            Self::ClientLimit => ("CLIENT_LIMIT", G::ResourceExhausted, 429, Later, Level::DEBUG, Downstream),
             Self::BadRequest => ("BAD_REQUEST", G::InvalidArgument, 400, Never, Level::DEBUG, Downstream),
             Self::UnknownModel => ("UNKNOWN_MODEL", G::NotFound, 404, Never, Level::DEBUG, Downstream),
             Self::TaskUnsupported => ("TASK_UNSUPPORTED", G::Unimplemented, 404, Never, Level::DEBUG, Downstream),
@@ -179,6 +192,7 @@ impl ErrorKind {
             Self::NotCached => ("NOT_CACHED", G::NotFound, 504, Never, Level::DEBUG, Downstream),
             Self::UnknownKey => ("UNKNOWN_KEY", G::NotFound, 404, Never, Level::DEBUG, Downstream),
             Self::NoDiskTier => ("NO_DISK_TIER", G::FailedPrecondition, 409, Never, Level::DEBUG, Downstream),
+            Self::ReloadRefused => ("RELOAD_REFUSED", G::FailedPrecondition, 409, Never, Level::WARN, Downstream),
             Self::LoopDetected => ("LOOP_DETECTED", G::FailedPrecondition, 508, Never, Level::WARN, Internal),
             Self::Unavailable => ("UNAVAILABLE", G::Unavailable, 503, Later, Level::WARN, Internal),
             Self::Cancelled => ("CANCELLED", G::Cancelled, 499, Never, Level::DEBUG, Downstream),
@@ -190,6 +204,8 @@ impl ErrorKind {
     /// The metric label: the reason in lower case.
     pub const fn label(self) -> &'static str {
         match self {
+            Self::Unauthenticated => "unauthenticated",
+            Self::ClientLimit => "client_limit",
             Self::BadRequest => "bad_request",
             Self::UnknownModel => "unknown_model",
             Self::TaskUnsupported => "task_unsupported",
@@ -201,6 +217,7 @@ impl ErrorKind {
             Self::NotCached => "not_cached",
             Self::UnknownKey => "unknown_key",
             Self::NoDiskTier => "no_disk_tier",
+            Self::ReloadRefused => "reload_refused",
             Self::LoopDetected => "loop_detected",
             Self::Unavailable => "unavailable",
             Self::Cancelled => "cancelled",
@@ -213,7 +230,8 @@ impl ErrorKind {
 
 impl Error {
     fn build(kind: ErrorKind, message: String) -> Inner {
-        Inner { kind, message, field: None, resource: None, id: None, retry: kind.row().retry, source: None }
+        let retry = kind.row().retry;
+        Inner { kind, message, field: None, resource: None, id: None, retry, retry_after: None, source: None }
     }
 
     /// An error of `kind` that says `message`.
@@ -246,6 +264,15 @@ impl Error {
         let id = format!("{:x}-{:x}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let message = format!("{} (error id {id})", message.into());
         Self(Arc::new(Inner { id: Some(id), ..Self::build(ErrorKind::Internal, message) }))
+    }
+
+    /// The same, worth another try after `wait`.
+    #[must_use]
+    pub fn after(self, wait: Duration) -> Self {
+        match Arc::try_unwrap(self.0) {
+            Ok(inner) => Self(Arc::new(Inner { retry_after: Some(wait), ..inner })),
+            Err(shared) => Self(shared),
+        }
     }
 
     /// The same, caused by `source`.
@@ -285,6 +312,11 @@ impl Error {
     /// What happened, for people.
     pub fn message(&self) -> &str {
         &self.0.message
+    }
+
+    /// After which time the same request is worth another try, if it is at all.
+    pub fn retry_after(&self) -> Option<Duration> {
+        (self.0.retry == Retry::Later).then(|| self.0.retry_after.unwrap_or(RETRY_AFTER))
     }
 
     /// The field of the spec at fault, if one is.
@@ -341,7 +373,7 @@ mod tests {
     #[test]
     fn only_load_is_worth_another_try() {
         let later: Vec<_> = ErrorKind::ALL.into_iter().filter(|k| k.row().retry == Retry::Later).collect();
-        assert_eq!(later, [ErrorKind::Overloaded, ErrorKind::Unavailable]);
+        assert_eq!(later, [ErrorKind::ClientLimit, ErrorKind::Overloaded, ErrorKind::Unavailable]);
     }
 
     #[test]

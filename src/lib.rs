@@ -8,7 +8,7 @@
 //! 5  main  cli  app  config  telemetry          composition
 //! 4  front/{grpc, web, cors, admin, listen, ..} what speaks to clients
 //! 3  pipeline  inventory                        the one path of a request; what is kept, for operators
-//! 2  admission  flight  route                   flow
+//! 2  admission  clients  flight  route          flow
 //! 1  cache/{memory, disk, fill}  backend/local  weights   resources
 //! 0  error .. key, body, artifact, render, hf   ground: pure
 //! ```
@@ -45,6 +45,7 @@ pub mod weights;
 
 // Floor 2: flow.
 pub mod admission;
+pub mod clients;
 pub mod flight;
 pub mod route;
 

@@ -10,12 +10,14 @@ use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 mod catalogue;
+mod clients;
 mod labels;
 mod requests;
 
 pub use catalogue::{CATALOGUE, Declared, Kind};
 use catalogue::{DURATION_BUCKETS, name};
-pub use labels::{EvictionReason, Front, LookupResult, Outcome, SpanFate, TierName};
+pub use clients::ClientSeries;
+pub use labels::{ClientLimit, EvictionReason, Front, LookupResult, Outcome, Reloadable, SpanFate, TierName};
 pub use requests::RequestFacts;
 
 /// The recorder of one app. Clones share it.

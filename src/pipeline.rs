@@ -4,7 +4,7 @@
 //! job → content key → memory tier → flight (join, or lead: route → backend) → memory. The steps are LAYOUT's numbered
 //! ones (docs/ARCHITECTURE.md), a function each.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ use crate::{
     job::{CachePolicy, Checked, Job, Limits, Spec},
     key::ContentKey,
     metrics::{Metrics, Outcome},
-    model::{ModelId, ModelSpec, ModelTable},
+    model::{ModelSpec, ModelTable},
     preview,
     progress::Progress,
     task,
@@ -35,10 +35,12 @@ use crate::{
 mod derive;
 mod lead;
 mod read;
+mod routes;
 mod tiers;
 
 use lead::Order;
 use read::{Read, Readers};
+pub use routes::{Policy, Routes};
 
 /// What a pipeline is made of.
 pub struct Parts {
@@ -66,14 +68,6 @@ pub struct Parts {
     pub metrics: Metrics,
     /// The app's name among all.
     pub instance: Instance,
-}
-
-/// The backends of every model.
-pub struct Routes {
-    /// In the order of the policy.
-    pub by_model: BTreeMap<ModelId, Vec<Arc<dyn Backend>>>,
-    /// Jobs waiting in a backend's queue from which the others are asked first.
-    pub spill_at: usize,
 }
 
 /// What is kept of a decode that is asked for in a form which others can be made of, or can be made of others.
@@ -168,7 +162,7 @@ impl Pipeline {
             let state = backend.health().borrow().get(&model.id).cloned()?;
             Some(BackendState { backend: backend.name(), state })
         };
-        self.0.parts.routes.of(&model.id).iter().filter_map(state).collect()
+        self.0.parts.routes.now().of(&model.id).iter().filter_map(state).collect()
     }
 
     /// Step 2: judges a spec before any memory is taken.
@@ -335,14 +329,6 @@ const fn wish_of(policy: CachePolicy) -> Wish {
         CachePolicy::Default => Wish { reach: Reach::All, store: Store::Allowed },
         CachePolicy::Bypass => Wish { reach: Reach::Backend, store: Store::Allowed },
         CachePolicy::NoStore | CachePolicy::OnlyIfCached => Wish { reach: Reach::All, store: Store::Refused },
-    }
-}
-
-// === impl Routes ===
-
-impl Routes {
-    fn of(&self, model: &ModelId) -> &[Arc<dyn Backend>] {
-        self.by_model.get(model).map_or(&[], Vec::as_slice)
     }
 }
 

@@ -124,18 +124,13 @@ fn decode(latents: &[f32], (which, size): (u64, usize), output: proto::Output) -
     Input { spec: Spec::Decode(spec), data: latents.iter().flat_map(|value| value.to_le_bytes()).collect() }
 }
 
-/// The picture's pixels, tiled likewise.
+/// The picture's pixels, a plane a colour, tiled likewise.
 fn encode(pixels: &[u8], which: u64, size: usize) -> Input {
-    let row = |y: usize| {
-        (0..size).flat_map(move |x| {
-            let at = (y % PICTURE_SIDE * PICTURE_SIDE + x % PICTURE_SIDE) * 3;
-            pixels[at..at + 3].iter().copied()
-        })
-    };
-    let mut data: Vec<u8> = (0..size).flat_map(row).collect();
+    let at = |x: usize, y: usize| (y % PICTURE_SIDE * PICTURE_SIDE + x % PICTURE_SIDE) * 3;
+    let plane = |colour: usize| (0..size * size).map(move |n| pixels[at(n % size, n / size) + colour]);
+    let mut data: Vec<u8> = (0..3).flat_map(plane).collect();
     data[..2].copy_from_slice(&(which as u16).to_le_bytes());
-    let shape = vec![1, size as i64, size as i64, 3];
-    let tensor = TensorSpec { dtype: Dtype::U8 as i32, shape };
+    let tensor = TensorSpec { dtype: Dtype::U8 as i32, shape: vec![1, 3, size as i64, size as i64] };
     let input = encode_spec::Input::Pixels(encode_spec::Pixels { tensor: Some(tensor), ..Default::default() });
     let spec = EncodeSpec { model: MODEL.to_owned(), input: Some(input), ..EncodeSpec::default() };
     Input { spec: Spec::Encode(spec), data: data.into() }

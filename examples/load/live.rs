@@ -14,6 +14,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// Resident memory is asked for this often.
 const MEMORY_EVERY: u32 = 10;
 
+/// Resident bytes, by the time since the start.
+pub(crate) type Memory = Vec<(Duration, f64)>;
+
 /// What has happened since the last line. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Live(Option<Arc<Shared>>);
@@ -21,7 +24,7 @@ pub(crate) struct Live(Option<Arc<Shared>>);
 struct Shared {
     window: Mutex<Tally>,
     stop: CancellationToken,
-    ticking: Mutex<Option<Task<Vec<(Duration, f64)>>>>,
+    ticking: Mutex<Option<Task<Memory>>>,
 }
 
 impl Live {
@@ -49,8 +52,8 @@ impl Live {
         }
     }
 
-    /// Ends the lines. Tells the server's resident bytes, by the time since the start.
-    pub(crate) async fn stop(self) -> Vec<(Duration, f64)> {
+    /// Ends the lines.
+    pub(crate) async fn stop(self) -> Memory {
         let Some(shared) = self.0 else { return Vec::new() };
         shared.stop.cancel();
         let ticking = shared.ticking.lock().take();
@@ -61,7 +64,7 @@ impl Live {
     }
 }
 
-async fn tick(shared: Arc<Shared>, is_told: bool, admin: Option<String>) -> Vec<(Duration, f64)> {
+async fn tick(shared: Arc<Shared>, is_told: bool, admin: Option<String>) -> Memory {
     let (began, mut memory) = (Instant::now(), Vec::new());
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -9,7 +9,7 @@ use crate::{
     hops::Instance,
     metrics::Metrics,
     model::{ModelId, ModelSpec, ModelTable, Task},
-    pipeline::Routes,
+    pipeline::Policy,
     route, task, weights,
 };
 
@@ -88,19 +88,39 @@ pub(super) async fn upstream(
     Ok(Some(Arc::new(started?)))
 }
 
-/// Whom to ask for each model: the caller's own first, then those of the policy.
-pub(super) fn routes(
-    config: &Config,
-    models: &ModelTable,
-    first: &[Arc<dyn Backend>],
-    configured: &[Arc<dyn Backend>],
-) -> Routes {
-    let route = |spec: &Arc<ModelSpec>| {
-        let named = |name: &route::Name| configured.iter().find(|backend| backend.name() == name.label());
-        let chosen = policy(config, &spec.id).iter().filter_map(named);
-        (spec.id.clone(), first.iter().chain(chosen).cloned().collect())
-    };
-    Routes { by_model: models.iter().map(route).collect(), spill_at: config.route.spill_at }
+/// Whom there is to ask.
+pub(super) struct Askable {
+    pub(super) models: ModelTable,
+    /// The caller's own, who are asked before all others.
+    pub(super) first: Vec<Arc<dyn Backend>>,
+    pub(super) configured: Vec<Arc<dyn Backend>>,
+}
+
+impl Askable {
+    /// Every one of them.
+    pub(super) fn backends(&self) -> Vec<Arc<dyn Backend>> {
+        self.first.iter().chain(&self.configured).cloned().collect()
+    }
+
+    /// Whom to ask for each model: the caller's own first, then those of the policy.
+    pub(super) fn policy(&self, config: &Config) -> Policy {
+        let route = |spec: &Arc<ModelSpec>| {
+            let named = |name: &route::Name| self.configured.iter().find(|backend| backend.name() == name.label());
+            let chosen = policy(config, &spec.id).iter().filter_map(named);
+            (spec.id.clone(), self.first.iter().chain(chosen).cloned().collect())
+        };
+        Policy { by_model: self.models.iter().map(route).collect(), spill_at: config.route.spill_at }
+    }
+
+    /// Whether `new` asks nobody for a model who was not there for it by `old`: the upstream backend takes the endpoints of
+    /// its models at the start.
+    pub(super) fn can_change(&self, old: &Config, new: &Config) -> bool {
+        let is_there = |spec: &Arc<ModelSpec>| {
+            let known = policy(old, &spec.id);
+            policy(new, &spec.id).iter().all(|name| *name != route::Name::Upstream || known.contains(name))
+        };
+        self.models.iter().all(is_there)
+    }
 }
 
 /// What the checkpoint says stands above what is known by name, and below what the configuration says.

@@ -41,9 +41,6 @@ use engine::{Device, Precision};
 /// Backend name and metric label.
 const NAME: &str = "local";
 
-/// Bytes hashed and published at a time: well under a millisecond of an async thread.
-const SLICE_BYTES: usize = 1 << 20;
-
 /// Jobs handed to the thread at a time: one in hand, and one ready, so that the engine never waits for a wake-up.
 const TURNS: usize = 2;
 
@@ -153,16 +150,12 @@ impl Local {
     async fn answer(&self, compute: Compute, writer: &mut BodyWriter) -> Result<(), Error> {
         let job = compute.job.clone();
         let made = self.compute(compute).await?;
-        let (meta, mut bytes) = task::blocking(move || finish(&job, &made))
+        let (meta, bytes) = task::blocking(move || finish(&job, &made))
             .instrument(tracing::debug_span!("render"))
             .await
             .map_err(|panic| Error::internal("rendering panicked").caused_by(panic))??;
         writer.begin(meta)?;
-        while !bytes.is_empty() {
-            writer.append(bytes.split_to(bytes.len().min(SLICE_BYTES)))?;
-            tokio::task::yield_now().await;
-        }
-        Ok(())
+        writer.append_all(bytes).await
     }
 }
 

@@ -32,10 +32,10 @@ pub(super) enum CacheCommand {
 
 /// Where the admin port is.
 #[derive(Clone, Debug, Args)]
-struct AdminConnection {
+pub(super) struct AdminConnection {
     /// The server's admin port.
     #[arg(long, value_name = "URL", env = "LATENTGATE_ADMIN", default_value = "http://127.0.0.1:8791")]
-    admin: String,
+    pub(super) admin: String,
 }
 
 /// Flags of `cache stats`.

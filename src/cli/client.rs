@@ -9,7 +9,11 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use bytesize::ByteSize;
 use tokio::time::{Instant, timeout};
-use tonic::{Request, transport::Channel};
+use tonic::{
+    Request,
+    metadata::{Ascii, MetadataValue},
+    transport::Channel,
+};
 
 use super::request::{Connection, Order, dtype_of};
 use crate::{
@@ -44,6 +48,8 @@ pub(super) struct Client {
     stub: LatentsClient<Channel>,
     server: String,
     timeout: Option<Duration>,
+    /// `Bearer TOKEN`.
+    authorization: Option<MetadataValue<Ascii>>,
     bar: BlockBar,
 }
 
@@ -75,7 +81,7 @@ impl Client {
     pub(super) async fn connect(connection: &Connection, bar: BlockBar) -> anyhow::Result<Self> {
         let (channel, server) = channel("--server", &connection.server).await?;
         let stub = LatentsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        Ok(Self { stub, server, timeout: connection.timeout, bar })
+        Ok(Self { stub, server, timeout: connection.timeout, authorization: connection.authorization()?, bar })
     }
 
     /// Latents to pixels. `data` are the bytes that `spec.latents` describes.
@@ -140,6 +146,9 @@ impl Client {
         let mut request = Request::new(message);
         if let Some(timeout) = self.timeout {
             request.set_timeout(timeout);
+        }
+        if let Some(authorization) = &self.authorization {
+            request.metadata_mut().insert("authorization", authorization.clone());
         }
         request
     }
@@ -256,7 +265,7 @@ pub(super) async fn channel(flag: &'static str, server: &str) -> anyhow::Result<
 }
 
 /// The URL of a server, given as one or as `HOST:PORT`.
-fn url(flag: &str, server: &str) -> anyhow::Result<String> {
+pub(super) fn url(flag: &str, server: &str) -> anyhow::Result<String> {
     match server.split_once("://") {
         None => Ok(format!("http://{server}")),
         Some(("http", _)) => Ok(server.to_owned()),

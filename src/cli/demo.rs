@@ -78,7 +78,7 @@ impl Demo {
 
     async fn show(self, file: Bytes, input: Tensor) -> anyhow::Result<()> {
         let server = Server::start().await?;
-        let connection = Connection { server: server.url(), timeout: None };
+        let connection = Connection { server: server.url(), timeout: None, token_file: None };
         let client = Client::connect(&connection, BlockBar::hidden()).await?;
         answer(format_args!("a latentgate with model {MODEL} listens on {}", server.url()))?;
 

@@ -1,11 +1,12 @@
 //! Flags that commands share, and the words of the wire that they stand for.
 
-use std::time::Duration;
+use std::{fs, path::PathBuf, time::Duration};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
+use tonic::metadata::{Ascii, MetadataValue};
 
-use crate::{proto, tensor::DType};
+use crate::{backend::upstream::Secret, proto, tensor::DType};
 
 /// Which server, and how long to wait for it.
 #[derive(Clone, Debug, Args)]
@@ -16,6 +17,24 @@ pub(super) struct Connection {
     /// Give up after this time, such as 30s or 2m. Default: the server's own limit.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(super) timeout: Option<Duration>,
+    /// File with the token of a named client.
+    #[arg(long, value_name = "FILE", env = "LATENTGATE_TOKEN_FILE")]
+    pub(super) token_file: Option<PathBuf>,
+}
+
+impl Connection {
+    /// What the token's file makes of the header `authorization`. No error quotes what is in it.
+    pub(super) fn authorization(&self) -> anyhow::Result<Option<MetadataValue<Ascii>>> {
+        let Some(path) = &self.token_file else { return Ok(None) };
+        let text = fs::read_to_string(path).with_context(|| format!("--token-file {}", path.display()))?;
+        let header = Secret::new(&text).header();
+        let header = header.and_then(|header| MetadataValue::try_from(header.as_bytes()).ok()).map(|mut header| {
+            header.set_sensitive(true);
+            header
+        });
+        let unusable = || format!("--token-file {}: wanted one line of visible ASCII characters", path.display());
+        header.with_context(unusable).map(Some)
+    }
 }
 
 /// What decode and encode have in common.

@@ -6,11 +6,13 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
+use super::reload;
 use crate::{
     App, Config,
-    app::Observers,
+    app::{Observers, Reloader, Source},
+    clients,
     config::{ListenOverrides, Overrides},
-    front::listen::tls::Acceptor,
+    front::listen::tls,
     metrics::Metrics,
     task,
     telemetry::Telemetry,
@@ -37,12 +39,15 @@ pub(super) enum ConfigCommand {
     Check,
     /// Print the effective configuration as TOML.
     Print,
+    /// Have a running server read its configuration again: what it takes over, and what needs a restart.
+    Reload(reload::Reload),
 }
 
 impl Serve {
     pub(super) fn run(self, file: Option<&Path>) -> anyhow::Result<()> {
         let listen = ListenOverrides { data: self.listen, admin: self.admin };
-        let config = Config::load(file, &Overrides { listen: Some(listen) })?;
+        let (file, flags) = (file.map(Path::to_owned), Overrides { listen: Some(listen) });
+        let config = Config::load(file.as_deref(), &flags)?;
         runtime()?.block_on(async {
             let (metrics, grace) = (Metrics::new(), config.shutdown.grace);
             let telemetry = Telemetry::install(&config.log, &config.trace, &metrics)?;
@@ -51,6 +56,15 @@ impl Serve {
             let addresses = app.addresses();
             tracing::info!(data = %addresses.data, admin = %addresses.admin, "serving");
             let stop = CancellationToken::new();
+            let reloader = app.reloader().clone();
+            let logs = telemetry.logs().clone();
+            reloader.read_from(Source {
+                load: Box::new(move || Config::load(file.as_deref(), &flags)),
+                set_log_filter: Some(Box::new(move |filter| {
+                    logs.set_filter(filter).map_err(|error| error.to_string())
+                })),
+            });
+            let _reloads = task::spawn(tracing::Span::none(), reload_on_signal(reloader));
             let _signals = task::spawn(tracing::Span::none(), stop_on_signal(stop.clone()));
             app.serve(stop).await;
             telemetry.flush(grace).await;
@@ -62,14 +76,21 @@ impl Serve {
 
 impl ConfigCommand {
     pub(super) fn run(self, file: Option<&Path>) -> anyhow::Result<()> {
+        let is_check = match self {
+            Self::Reload(reload) => return runtime()?.block_on(reload.run()),
+            Self::Check => true,
+            Self::Print => false,
+        };
         let config = Config::load(file, &Overrides::default())?;
-        if let (Self::Check, Some(tls)) = (&self, &config.listen.tls) {
-            Acceptor::load(tls)?;
+        if is_check {
+            config.listen.tls.as_ref().map(tls::Prepared::read).transpose()?;
+            clients::Prepared::read(&config.clients)?;
         }
         #[expect(clippy::print_stdout, reason = "the answer of a command")]
-        match self {
-            Self::Check => println!("the configuration is valid"),
-            Self::Print => print!("{}", config.to_toml()),
+        if is_check {
+            println!("the configuration is valid");
+        } else {
+            print!("{}", config.to_toml());
         }
         Ok(())
     }
@@ -78,6 +99,20 @@ impl ConfigCommand {
 /// The runtime of every command.
 pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime does not start")
+}
+
+/// SIGHUP is the order to read the configuration again.
+async fn reload_on_signal(reloader: Reloader) {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::hangup()) {
+        Ok(mut signal) => {
+            while signal.recv().await.is_some() {
+                // What came of it is in the log.
+                drop(reloader.reload().await);
+            }
+        }
+        Err(error) => tracing::warn!(%error, "SIGHUP cannot be listened for"),
+    }
 }
 
 /// Ctrl-C or SIGTERM begins the end; Ctrl-C after that ends at once, with the exit code of one that was interrupted.

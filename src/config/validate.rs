@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use super::{Config, ConfigError, Fault};
-use crate::{
-    front::{cors, listen::unix},
-    logs,
-};
+use crate::{front::cors, logs};
 
 /// More at once is no configuration but a slip.
 const MAX_COUNT: usize = 1_000_000;
@@ -15,7 +12,7 @@ const MAX_COUNT: usize = 1_000_000;
 const MAX_AGE: Duration = Duration::from_hours(24 * 1000);
 
 /// No request is worth waiting for longer, and clocks can add this without overflow.
-const MAX_TIME: Duration = Duration::from_hours(24);
+pub(super) const MAX_TIME: Duration = Duration::from_hours(24);
 
 /// Whether an artifact may be kept for so long.
 pub(super) fn is_age(time: Duration) -> bool {
@@ -76,7 +73,9 @@ impl Config {
         let keep_from = flight.keep_from;
         check((0.0..=1.0).contains(&keep_from), "flight.keep_from", keep_from.to_string(), "must be between 0 and 1");
         self.check_disk(&mut faults);
-        self.check_edge(&mut faults);
+        self.check_listen(&mut faults);
+        self.check_origins(&mut faults);
+        self.check_clients(&mut faults);
         #[cfg(feature = "local")]
         self.check_engine(&mut faults);
         self.check_models(&mut faults);
@@ -105,28 +104,29 @@ impl Config {
         }
     }
 
-    /// Addresses, the socket's path, TLS files and web origins. What is in the files shows when the port is bound.
-    fn check_edge(&self, faults: &mut Vec<Fault>) {
+    /// What is in the file shows when it is read.
+    fn check_clients(&self, faults: &mut Vec<Fault>) {
+        if self.reload.every > MAX_TIME {
+            let value = humantime::format_duration(self.reload.every).to_string();
+            faults.push(Fault { key: "reload.every".to_owned(), value, remedy: "must be at most 1day".to_owned() });
+        }
+        let clients = &self.clients;
+        if let Some(path) = clients.file.as_ref().filter(|path| !path.exists()) {
+            let remedy = "no such file: name a TOML file (docs/OPERATIONS.md, *Clients*)".to_owned();
+            faults.push(Fault { key: "clients.file".to_owned(), value: path.display().to_string(), remedy });
+        }
+        for (table, limits) in [("limits", &clients.limits), ("per_address", &clients.per_address)] {
+            faults.extend(limits.faults().map(|(key, value, remedy)| {
+                let (key, remedy) = (format!("clients.{table}.{key}"), remedy.to_owned());
+                Fault { key, value, remedy }
+            }));
+        }
+    }
+
+    fn check_origins(&self, faults: &mut Vec<Fault>) {
         let mut fault = |key: &str, value: String, remedy: &str| {
             faults.push(Fault { key: key.to_owned(), value, remedy: remedy.to_owned() });
         };
-        let data = self.listen.data;
-        if data == self.listen.admin && data.port() != 0 {
-            fault("listen.admin", data.to_string(), "must differ from listen.data");
-        }
-        if let Some(path) = self.listen.socket.as_ref().filter(|path| !unix::is_path(path)) {
-            let remedy = "must be the path of a file, of about 100 bytes at most: leave it out, or name a shorter one";
-            fault("listen.socket", path.display().to_string(), remedy);
-        }
-        if let Some(tls) = &self.listen.tls {
-            for (key, path) in
-                [("listen.tls.certificate", &tls.certificate), ("listen.tls.private_key", &tls.private_key)]
-            {
-                if !path.exists() {
-                    fault(key, path.display().to_string(), "no such file: name a PEM file");
-                }
-            }
-        }
         let origins = &self.cors.origins;
         if origins.len() > 1 && origins.iter().any(|origin| origin == cors::ANY) {
             fault("cors.origins", format!("{origins:?}"), "\"*\" stands alone: leave the others out, or it");

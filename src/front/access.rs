@@ -16,6 +16,8 @@ pub const TARGET: &str = "latentgate::access";
 /// What is told of a request.
 pub(super) struct Line<'a> {
     pub(super) facts: &'a RequestFacts,
+    /// The client's configured name, if it was let in.
+    pub(super) client: Option<&'a str>,
     pub(super) key: Option<ContentKey>,
     /// Of the run that made the answer, where there was one.
     pub(super) made: Option<&'a Provenance>,
@@ -25,7 +27,7 @@ pub(super) struct Line<'a> {
 /// One event: the macro wants level and message to be constants.
 macro_rules! event {
     ($level:ident, $message:literal, $line:expr, $trace:expr) => {{
-        let Line { facts, key, made, error } = $line;
+        let Line { facts, client, key, made, error } = $line;
         let run = |time: fn(&Provenance) -> Duration| made.map(|made| milliseconds(time(made)));
         let source = error.and_then(std::error::Error::source).map(field::display);
         tracing::event!(
@@ -43,6 +45,7 @@ macro_rules! event {
             bytes_in = facts.bytes_in,
             bytes_out = facts.bytes_out,
             front = %facts.front.label(),
+            client = client.map(field::display),
             key = key.map(field::debug),
             trace_id = $trace.map(|trace| field::display(trace.id())),
             reason = error.map(|error| field::display(error.row().reason)),

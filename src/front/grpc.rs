@@ -16,7 +16,7 @@ use tonic_prost::ProstDecoder;
 use tower::Service;
 use tracing::Instrument as _;
 
-use super::{Times, lease::Leases, record::Record, status, trace, via};
+use super::{Times, guard::Guard, lease::Leases, peer::Peer, record::Record, status, trace, via};
 use crate::{
     deadline::Deadline,
     error::{Error, ErrorKind},
@@ -44,6 +44,7 @@ const MAX_MESSAGE_BYTES: usize = 4 << 20;
 #[derive(Clone)]
 pub struct LatentsService {
     pipeline: Pipeline,
+    guard: Guard,
     metrics: Metrics,
     times: Times,
     leases: Leases,
@@ -53,8 +54,8 @@ type Response = http::Response<Body>;
 
 impl LatentsService {
     /// The service of a pipeline.
-    pub fn new(pipeline: Pipeline, metrics: Metrics, times: Times) -> Self {
-        Self { pipeline, metrics, times, leases: Leases::new() }
+    pub fn new(pipeline: Pipeline, guard: Guard, metrics: Metrics, times: Times) -> Self {
+        Self { pipeline, guard, metrics, times, leases: Leases::new() }
     }
 
     /// Decode and Encode: they differ in their messages alone.
@@ -78,6 +79,7 @@ impl LatentsService {
         request: http::Request<Body>,
         record: &mut Record,
     ) -> Result<Exchange<M>, Error> {
+        record.visit(self.guard.admit(request.headers(), Peer::of(request.extensions()))?);
         let hops = self.pipeline.passed(via(request.headers()))?.in_trace(record.sent_from());
         let wished = timeout::of(request.headers())?;
         check_encoding(request.headers())?;
@@ -121,6 +123,11 @@ impl LatentsService {
                 std::future::ready(Ok(tonic::Response::new(proto::ListModelsResponse { models })))
             }
         }
+        let peer = Peer::of(request.extensions());
+        let _visit = match self.guard.admit(request.headers(), peer) {
+            Ok(visit) => visit,
+            Err(error) => return status::grpc(&error).into_http(),
+        };
         let mut grpc = tonic::server::Grpc::new(tonic_prost::ProstCodec::default());
         grpc.unary(ListModels(self.pipeline), request).await
     }

@@ -19,7 +19,9 @@ use tracing::Instrument as _;
 
 use super::{
     Times,
+    guard::Guard,
     lease::Leases,
+    peer::Peer,
     record::{Record, Stage},
     status, trace, via,
 };
@@ -48,6 +50,7 @@ pub struct HttpFront(Arc<Shared>);
 
 struct Shared {
     pipeline: Pipeline,
+    guard: Guard,
     metrics: Metrics,
     times: Times,
     hosts: Hosts,
@@ -66,8 +69,8 @@ const METHODS: &str = "GET, HEAD, POST";
 
 impl HttpFront {
     /// The front of a pipeline.
-    pub fn new(pipeline: Pipeline, metrics: Metrics, times: Times, hosts: Hosts) -> Self {
-        Self(Arc::new(Shared { pipeline, metrics, times, hosts, leases: Leases::new() }))
+    pub fn new(pipeline: Pipeline, guard: Guard, metrics: Metrics, times: Times, hosts: Hosts) -> Self {
+        Self(Arc::new(Shared { pipeline, guard, metrics, times, hosts, leases: Leases::new() }))
     }
 
     /// The routes. What is at no path of theirs is a JSON 404.
@@ -87,7 +90,8 @@ impl HttpFront {
     async fn serve(&self, task: Task, model: &str, request: Request<Body>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         if parts.method == Method::GET || parts.method == Method::HEAD {
-            return match self.0.pipeline.models().find(model, task) {
+            let found = self.0.guard.authenticate(&parts).and_then(|()| self.0.pipeline.models().find(model, task));
+            return match found {
                 Ok(_) => OK.into_response(),
                 Err(error) => status::http(&error),
             };
@@ -120,7 +124,8 @@ impl HttpFront {
         (parts, input): (&Parts, &mut Input),
         record: &mut Record,
     ) -> Result<Answer, Error> {
-        let Shared { pipeline, times, .. } = &*self.0;
+        let Shared { pipeline, guard, times, .. } = &*self.0;
+        record.visit(guard.admit(&parts.headers, Peer::of(&parts.extensions))?);
         let deadline = Deadline::within(record.began(), None, times.request);
         let hops = pipeline.passed(via(&parts.headers))?.in_trace(record.sent_from());
         let permit = pipeline.admit()?;

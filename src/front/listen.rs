@@ -10,7 +10,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,16 +18,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body};
-use http::{HeaderValue, Response, header};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{
-        conn::auto,
-        graceful::{GracefulShutdown, Watcher},
-    },
-    service::TowerToHyperService,
-};
+use axum::Router;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixStream},
@@ -38,37 +29,46 @@ use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
-use tower::util::MapResponse;
 
+use super::peer::{Peer, Way};
 use crate::task;
 
+mod conversation;
 mod greeting;
 mod linger;
+mod served;
 pub mod tls;
 pub mod unix;
 
+use conversation::converse;
 use greeting::{Protocol, greeting};
+use served::Served;
 
-/// Receive windows: what a peer may send before it is read. One stream's covers the largest message.
-const STREAM_WINDOW_BYTES: u32 = 4 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
-/// Large frames are the lever for throughput (measured: 0.9 to 2.1 GB/s on loopback).
-const FRAME_BYTES: u32 = 1 << 20;
-/// What hyper buffers of a response before the socket takes it: a chunk.
-const SEND_BUFFER_BYTES: usize = 1 << 20;
-/// Streams of one connection at a time.
-const STREAMS: u32 = 256;
-/// Silent connections are asked whether they live, and closed when they do not answer.
-const KEEPALIVE: Duration = Duration::from_secs(30);
-const KEEPALIVE_ANSWER: Duration = Duration::from_secs(20);
 /// The longest a new connection may take to say which protocol it speaks, its TLS handshake included.
 const GREETING: Duration = Duration::from_secs(10);
-/// Bytes of request headers.
-const HEADER_BYTES: u32 = 16 << 10;
 /// How long connections are accepted and requests taken after a stop.
 const PARTING: Duration = Duration::from_millis(500);
 /// After an accept fails (out of descriptors), a pause, or the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Bounds on a port's connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections served at a time; more wait in the kernel.
+    pub max_connections: usize,
+    /// Requests of one HTTP/2 connection at a time.
+    pub max_streams: u32,
+    /// Bytes of a request's head.
+    pub max_header_bytes: u32,
+    /// The longest the head of an HTTP/1.1 request may take, the wait for it included.
+    pub header_time: Duration,
+    /// The longest a connection may be open without a request in progress.
+    pub idle_time: Duration,
+    /// From about which age on a connection is told to go away.
+    pub max_age: Option<Duration>,
+    /// The longest a request may take; a connection that was told to go away is cut after that.
+    pub request_time: Duration,
+}
 
 /// One port, perhaps with a Unix socket beside it, and what it serves.
 pub struct Listener {
@@ -77,6 +77,7 @@ pub struct Listener {
     unix: Option<unix::Socket>,
     router: Router,
     tls: Option<tls::Acceptor>,
+    limits: Arc<Limits>,
     connections: Arc<Semaphore>,
     /// The connections that have not ended.
     open: TaskTracker,
@@ -86,7 +87,7 @@ pub struct Listener {
 
 /// What was accepted.
 enum Stream {
-    Tcp(TcpStream),
+    Tcp(TcpStream, IpAddr),
     Unix(UnixStream),
 }
 
@@ -95,9 +96,9 @@ struct Connection {
     name: &'static str,
     tls: Option<tls::Acceptor>,
     router: Router,
+    limits: Arc<Limits>,
     is_parting: Arc<AtomicBool>,
-    watcher: Watcher,
-    /// No greeting is waited for any more.
+    /// No greeting is waited for any more, and what is in progress is the last.
     closing: CancellationToken,
     /// Given back when the connection ends, however it does.
     _slot: OwnedSemaphorePermit,
@@ -108,11 +109,12 @@ struct Connection {
 
 impl Listener {
     /// Binds now, so that a taken port is an error before anything is promised.
-    pub async fn bind(name: &'static str, address: SocketAddr, max_connections: usize) -> io::Result<Self> {
+    pub async fn bind(name: &'static str, address: SocketAddr, limits: Limits) -> io::Result<Self> {
         let socket = TcpListener::bind(address).await?;
-        let connections = Arc::new(Semaphore::new(max_connections));
+        let connections = Arc::new(Semaphore::new(limits.max_connections));
         let (router, open, is_parting) = (Router::new(), TaskTracker::new(), Arc::default());
-        Ok(Self { name, socket, unix: None, router, tls: None, connections, open, is_parting })
+        let limits = Arc::new(limits);
+        Ok(Self { name, socket, unix: None, router, tls: None, limits, connections, open, is_parting })
     }
 
     /// Serves `router`.
@@ -140,25 +142,21 @@ impl Listener {
 
     /// Accepts until `stop` and a little longer, then lets open exchanges finish for at most `grace`.
     pub async fn serve(self, stop: CancellationToken, grace: Duration) {
-        let (drain, closing) = (GracefulShutdown::new(), CancellationToken::new());
-        self.accept_until(stop.cancelled(), &drain, &closing).await;
+        let closing = CancellationToken::new();
+        self.accept_until(stop.cancelled(), &closing).await;
         self.is_parting.store(true, Ordering::Relaxed);
         self.open.close();
         let parting = async { drop(timeout(PARTING.min(grace), self.open.wait()).await) };
-        self.accept_until(parting, &drain, &closing).await;
+        self.accept_until(parting, &closing).await;
         closing.cancel();
         let Self { name, socket, unix, open, .. } = self;
         drop((socket, unix));
-        let ended = async {
-            drain.shutdown().await;
-            open.wait().await;
-        };
-        if timeout(grace, ended).await.is_err() {
+        if timeout(grace, open.wait()).await.is_err() {
             tracing::warn!(listener = name, ?grace, "requests still open after the grace period are cut");
         }
     }
 
-    async fn accept_until(&self, end: impl Future<Output = ()>, drain: &GracefulShutdown, closing: &CancellationToken) {
+    async fn accept_until(&self, end: impl Future<Output = ()>, closing: &CancellationToken) {
         let mut end = std::pin::pin!(end);
         loop {
             let accepted = tokio::select! {
@@ -171,8 +169,8 @@ impl Listener {
                 name: self.name,
                 tls: self.tls.clone(),
                 router: self.router.clone(),
+                limits: self.limits.clone(),
                 is_parting: self.is_parting.clone(),
-                watcher: drain.watcher(),
                 closing: closing.clone(),
                 _slot: slot,
                 _open: self.open.token(),
@@ -203,12 +201,12 @@ impl Listener {
     }
 
     async fn tcp(&self) -> io::Result<Stream> {
-        let (stream, _peer) = self.socket.accept().await?;
+        let (stream, peer) = self.socket.accept().await?;
         // Without it, one small answer waits 40 ms for the peer's delayed acknowledgement.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(listener = self.name, %error, "no TCP_NODELAY");
         }
-        Ok(Stream::Tcp(stream))
+        Ok(Stream::Tcp(stream, peer.ip()))
     }
 }
 
@@ -217,79 +215,43 @@ impl Listener {
 impl Connection {
     async fn serve(self, stream: Stream) {
         match (stream, self.tls.clone()) {
-            (Stream::Unix(stream), _) => self.plain(stream).await,
-            (Stream::Tcp(stream), None) => self.plain(stream).await,
-            (Stream::Tcp(stream), Some(tls)) => {
+            (Stream::Unix(stream), _) => self.plain(stream, Way::Unix).await,
+            (Stream::Tcp(stream, address), None) => self.plain(stream, Way::Tcp(address)).await,
+            (Stream::Tcp(stream, address), Some(tls)) => {
                 if let Some((protocol, stream)) = self.in_time(tls.greeting(stream)).await {
-                    self.converse(protocol, stream).await;
+                    let peer = Peer { way: Way::Tcp(address), names: tls::names(stream.get_ref()) };
+                    self.converse(protocol, stream, peer).await;
                 }
             }
         }
     }
 
-    async fn plain(self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+    async fn plain(self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, way: Way) {
         if let Some((protocol, stream)) = self.in_time(greeting(stream)).await {
-            self.converse(protocol, stream).await;
+            self.converse(protocol, stream, Peer { way, names: Vec::new() }).await;
         }
     }
 
     /// What comes of a greeting, if it comes in time and before the end. A peer that does not manage it is turned away:
     /// nobody has to act on that.
     async fn in_time<T>(&self, greeting: impl Future<Output = io::Result<T>>) -> Option<T> {
+        let within = GREETING.min(self.limits.header_time);
         let greeted = tokio::select! {
             () = self.closing.cancelled() => return None,
-            greeted = timeout(GREETING, greeting) => greeted.unwrap_or_else(|late| Err(late.into())),
+            greeted = timeout(within, greeting) => greeted.unwrap_or_else(|late| Err(late.into())),
         };
         greeted.inspect_err(|error| tracing::debug!(listener = self.name, %error, "no greeting")).ok()
     }
 
-    async fn converse(self, protocol: Protocol, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+    async fn converse(self, protocol: Protocol, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, peer: Peer) {
         let (lent, owed) = linger::lend(stream);
-        let (name, io, server) = (self.name, TokioIo::new(lent), server(protocol));
-        let ended = match protocol {
-            Protocol::Http1 => {
-                let service = MapResponse::new(self.router, move |answer| parting(answer, &self.is_parting));
-                let service = TowerToHyperService::new(service);
-                self.watcher.watch(server.serve_connection(io, service).into_owned()).await
-            }
-            Protocol::Http2 => {
-                let service = TowerToHyperService::new(self.router);
-                self.watcher.watch(server.serve_connection(io, service).into_owned()).await
-            }
-        };
-        if let Err(error) = ended {
-            tracing::debug!(listener = name, %error, "connection ended badly");
+        // HTTP/2 has a better word for it: GOAWAY.
+        let is_parting = (protocol == Protocol::Http1).then_some(self.is_parting);
+        let served = Served::new(self.router, peer, is_parting);
+        if let Err(error) = converse(protocol, lent, served, &self.limits, &self.closing).await {
+            tracing::debug!(listener = self.name, %error, "connection ended badly");
         }
         owed.linger().await;
-    }
-}
-
-/// An answer, which says that it is the last of its connection once `is_parting`.
-fn parting(mut answer: Response<Body>, is_parting: &AtomicBool) -> Response<Body> {
-    if is_parting.load(Ordering::Relaxed) {
-        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    answer
-}
-
-/// hyper's server for a peer whose protocol is known.
-fn server(protocol: Protocol) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_frame_size(FRAME_BYTES)
-        .max_send_buf_size(SEND_BUFFER_BYTES)
-        .max_concurrent_streams(STREAMS)
-        .max_header_list_size(HEADER_BYTES)
-        .keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE_ANSWER);
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(KEEPALIVE);
-    match protocol {
-        Protocol::Http1 => builder.http1_only(),
-        Protocol::Http2 => builder.http2_only(),
     }
 }
 

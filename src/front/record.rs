@@ -19,6 +19,7 @@ use tracing::{
 
 use super::access::Line;
 use crate::{
+    clients::Visit,
     deadline::Deadline,
     error::{Error, ErrorKind, Side},
     key::ContentKey,
@@ -34,6 +35,8 @@ pub(super) struct Record {
     metrics: Metrics,
     facts: RequestFacts,
     began: Instant,
+    /// None until the request has been let in.
+    visit: Option<Visit>,
     key: Option<ContentKey>,
     ended: bool,
     error: Option<Error>,
@@ -86,11 +89,17 @@ impl Record {
         if let Some(sent_from) = &sent_from {
             sent_from.adopt(&span);
         }
-        let (key, ended, error, made, stage) = (None, false, None, None, Span::none());
+        let (visit, key, ended, error, made, stage) = (None, None, false, None, None, Span::none());
         let began = Instant::now();
-        let mut record = Self { metrics, facts, began, key, ended, error, overdue, made, span, stage, sent_from };
+        let mut record =
+            Self { metrics, facts, began, visit, key, ended, error, overdue, made, span, stage, sent_from };
         record.enter(Stage::Receive);
         record
+    }
+
+    /// The request has been let in; it is in progress as long as this record lives.
+    pub(super) fn visit(&mut self, visit: Visit) {
+        self.visit = Some(visit);
     }
 
     /// The request's span, for what is done on its behalf.
@@ -124,6 +133,9 @@ impl Record {
 
     pub(super) fn received(&mut self, bytes: u64) {
         self.facts.bytes_in = bytes;
+        if let Some(visit) = &self.visit {
+            visit.received(bytes);
+        }
     }
 
     pub(super) fn accepted(&mut self, key: ContentKey, outcome: Outcome) {
@@ -145,6 +157,9 @@ impl Record {
     pub(super) fn sent(&mut self, bytes: usize) {
         self.facts.first_byte.get_or_insert_with(|| self.began.elapsed());
         self.facts.bytes_out += bytes as u64;
+        if let Some(visit) = &self.visit {
+            visit.sent(bytes as u64);
+        }
     }
 
     pub(super) fn began(&self) -> Instant {
@@ -222,7 +237,9 @@ impl Drop for Record {
         if !self.span.is_disabled() {
             self.describe();
         }
-        let line = Line { facts: &self.facts, key: self.key, made: self.made.as_ref(), error: self.error.as_ref() };
+        let client = self.visit.as_ref().map(|visit| &**visit.name());
+        let line =
+            Line { facts: &self.facts, client, key: self.key, made: self.made.as_ref(), error: self.error.as_ref() };
         line.write(|| TraceContext::of(&self.span).or_else(|| self.sent_from.clone()));
     }
 }

@@ -9,12 +9,15 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
-    error::{Error, GrpcCode, RETRY_AFTER, Retry},
+    error::{Error, GrpcCode},
     hf,
 };
 
 /// `ErrorInfo.domain` of every error.
 const DOMAIN: &str = "latentgate";
+
+/// What a client of HTTP has to show, and is told so.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"latentgate\"");
 
 /// The status of an error, with its details.
 pub(super) fn grpc(error: &Error) -> Status {
@@ -23,8 +26,8 @@ pub(super) fn grpc(error: &Error) -> Status {
     if let Some(field) = error.field_name() {
         details.add_bad_request_violation(field, error.message());
     }
-    if error.retry() == Retry::Later {
-        details.set_retry_info(Some(RETRY_AFTER));
+    if let Some(wait) = error.retry_after() {
+        details.set_retry_info(Some(wait));
     }
     if let Some(resource) = error.resource() {
         details.set_resource_info(resource.sort, &resource.name, "", error.message());
@@ -37,9 +40,12 @@ pub(super) fn http(error: &Error) -> Response<Body> {
     let row = error.row();
     let mut response =
         json(StatusCode::from_u16(row.http).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), error.message());
-    if error.retry() == Retry::Later {
-        // The header knows whole seconds alone.
-        let seconds = RETRY_AFTER.as_secs().max(1);
+    if row.grpc == GrpcCode::Unauthenticated {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, CHALLENGE);
+    }
+    if let Some(wait) = error.retry_after() {
+        // The header knows whole seconds alone, and too early is of no use.
+        let seconds = wait.as_secs_f64().ceil().max(1.0) as u64;
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
@@ -106,13 +112,14 @@ const fn code(code: GrpcCode) -> Code {
         GrpcCode::Unimplemented => Code::Unimplemented,
         GrpcCode::Internal => Code::Internal,
         GrpcCode::Unavailable => Code::Unavailable,
+        GrpcCode::Unauthenticated => Code::Unauthenticated,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::{ErrorKind, Resource};
+    use crate::error::{ErrorKind, RETRY_AFTER, Resource};
 
     #[test]
     fn codes_are_grpcs_own_numbers() {

@@ -42,6 +42,13 @@ pub(super) mod name {
     pub(in crate::metrics) const FIRST_BYTE: &str = "latentgate_time_to_first_byte_seconds";
     pub(in crate::metrics) const REQUEST_BYTES: &str = "latentgate_request_bytes_total";
     pub(in crate::metrics) const RESPONSE_BYTES: &str = "latentgate_response_bytes_total";
+    pub(in crate::metrics) const CLIENT_REQUESTS: &str = "latentgate_client_requests_total";
+    pub(in crate::metrics) const CLIENT_REQUEST_BYTES: &str = "latentgate_client_request_bytes_total";
+    pub(in crate::metrics) const CLIENT_RESPONSE_BYTES: &str = "latentgate_client_response_bytes_total";
+    pub(in crate::metrics) const CLIENT_REFUSALS: &str = "latentgate_client_refusals_total";
+    pub(in crate::metrics) const RELOADS: &str = "latentgate_reloads_total";
+    pub(in crate::metrics) const RELOAD_FAILING: &str = "latentgate_reload_failing";
+    pub(in crate::metrics) const CERTIFICATE_EXPIRY: &str = "latentgate_tls_certificate_expiry_seconds";
     pub(in crate::metrics) const INFLIGHT_REQUESTS: &str = "latentgate_inflight_requests";
     pub(in crate::metrics) const INFLIGHT_REQUESTS_CAPACITY: &str = "latentgate_inflight_requests_capacity";
     pub(in crate::metrics) const INFLIGHT_BYTES: &str = "latentgate_inflight_bytes";
@@ -98,6 +105,16 @@ pub const CATALOGUE: &[Declared] = &[
     seconds(name::FIRST_BYTE, &["task", "outcome"], "First message to first byte of the answer"),
     in_bytes(counter(name::REQUEST_BYTES, &["task"], "Input bytes taken from clients")),
     in_bytes(counter(name::RESPONSE_BYTES, &["task"], "Answer bytes given to clients")),
+    counter(name::CLIENT_REQUESTS, &["client"], "Requests let in, by who asked"),
+    in_bytes(counter(name::CLIENT_REQUEST_BYTES, &["client"], "Input bytes taken, by who asked")),
+    in_bytes(counter(name::CLIENT_RESPONSE_BYTES, &["client"], "Answer bytes given, by who asked")),
+    counter(name::CLIENT_REFUSALS, &["client", "limit"], "Requests refused because a client's limit was used up"),
+    counter(name::RELOADS, &["what", "result"], "Times something was read again while running"),
+    gauge(name::RELOAD_FAILING, &["what"], "1 while what was read last cannot be used and the one before it stays"),
+    Declared {
+        unit: Some(Unit::Seconds),
+        ..gauge(name::CERTIFICATE_EXPIRY, &[], "When the data port's certificate expires, in seconds since 1970")
+    },
     gauge(name::INFLIGHT_REQUESTS, &[], "Requests between admission and the end of their answer"),
     gauge(name::INFLIGHT_REQUESTS_CAPACITY, &[], "Requests admitted at once, at most"),
     in_bytes(gauge(name::INFLIGHT_BYTES, &[], "Bytes reserved by requests and flights")),

@@ -35,6 +35,30 @@ pub enum TierName {
     Disk,
 }
 
+/// Which bound of one client was met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientLimit {
+    /// Requests a second.
+    Requests,
+    /// Bytes of inputs a second.
+    Input,
+    /// Bytes of answers a second.
+    Output,
+    /// Requests in progress.
+    InFlight,
+}
+
+/// What is read again while the server runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reloadable {
+    /// The configuration.
+    Config,
+    /// The data port's certificate and key, and the authorities of its clients.
+    Certificate,
+    /// The named clients.
+    Clients,
+}
+
 /// Why a tier let an artifact go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EvictionReason {
@@ -98,6 +122,32 @@ impl TierName {
         match self {
             Self::Memory => "memory",
             Self::Disk => "disk",
+        }
+    }
+}
+
+impl ClientLimit {
+    /// Every one.
+    pub const ALL: [Self; 4] = [Self::Requests, Self::Input, Self::Output, Self::InFlight];
+
+    /// Metric label, and the configuration's key.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Requests => "requests_per_second",
+            Self::Input => "input_per_second",
+            Self::Output => "output_per_second",
+            Self::InFlight => "in_flight",
+        }
+    }
+}
+
+impl Reloadable {
+    /// Metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Certificate => "certificate",
+            Self::Clients => "clients",
         }
     }
 }

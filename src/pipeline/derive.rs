@@ -11,7 +11,6 @@ use super::{
     tiers::Whole,
 };
 use crate::{
-    body::BodyWriter,
     error::Error,
     flight::{Found, Lead, Reach, Store, Waiter, Wish},
     job::{Job, Output, Work},
@@ -22,9 +21,6 @@ use crate::{
     task,
     tensor::DType,
 };
-
-/// Bytes hashed and published at a time: well under a millisecond of an async thread.
-const SLICE_BYTES: usize = 1 << 20;
 
 /// The decoder's numbers, of which every form of a picture is made.
 const PIXELS: Output = Output::Tensor(DType::F16);
@@ -53,7 +49,8 @@ impl Pipeline {
             match rendered {
                 Ok((meta, bytes)) => {
                     lead.source.tell(Outcome::Derived);
-                    publish(&mut lead.writer, meta, bytes).await?;
+                    lead.writer.begin(meta)?;
+                    lead.writer.append_all(bytes).await?;
                     // As old as what it is made of: a form of a form is not to live longer.
                     return Ok(Some(Made::Anew(made)));
                 }
@@ -81,7 +78,8 @@ impl Pipeline {
         };
         let made = whole.made;
         let (meta, bytes) = render((PIXELS, output), whole).await?;
-        publish(&mut lead.writer, meta, bytes).await?;
+        lead.writer.begin(meta)?;
+        lead.writer.append_all(bytes).await?;
         Ok(made)
     }
 }
@@ -133,13 +131,4 @@ fn join(mut slices: Vec<Bytes>) -> Bytes {
         joined.extend_from_slice(&slice);
     }
     joined.freeze()
-}
-
-async fn publish(writer: &mut BodyWriter, meta: Meta, mut bytes: Bytes) -> Result<(), Error> {
-    writer.begin(meta)?;
-    while !bytes.is_empty() {
-        writer.append(bytes.split_to(bytes.len().min(SLICE_BYTES)))?;
-        tokio::task::yield_now().await;
-    }
-    Ok(())
 }

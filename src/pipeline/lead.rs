@@ -169,9 +169,10 @@ impl Pipeline {
     /// long as nothing has been published.
     pub(super) async fn route(&self, mut compute: Compute, writer: &mut BodyWriter) -> Result<(), Error> {
         let model = compute.job.model.id.clone();
-        let backends = self.0.parts.routes.of(&model);
+        let routes = self.0.parts.routes.now();
+        let backends = routes.of(&model);
         let candidates: Vec<_> = backends.iter().map(|backend| candidate(&**backend, &compute.job)).collect();
-        let order = route::order(model.as_str(), &candidates, self.0.parts.routes.spill_at)?;
+        let order = route::order(model.as_str(), &candidates, routes.spill_at)?;
         for &place in &order.spilled {
             self.0.parts.metrics.failover(backends[place].name(), "spill");
         }

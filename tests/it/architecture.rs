@@ -13,7 +13,7 @@ const GROUND: [&str; 21] = [
 ];
 const FLOORS: [&[&str]; 5] = [
     &["backend", "cache", "weights"],
-    &["admission", "flight", "route"],
+    &["admission", "clients", "flight", "route"],
     &["inventory", "pipeline"],
     &["front"],
     &["app", "cli", "config", "main", "telemetry"],

@@ -53,8 +53,8 @@ enum End {
 
 impl Counts {
     /// Whether to go on.
-    fn note(&self, end: End) -> bool {
-        match &end {
+    fn note(&self, end: &End) -> bool {
+        match end {
             End::Answered | End::Last => self.answered.fetch_add(1, Ordering::SeqCst),
             End::Refused => 0,
             End::Lost(how) => {
@@ -106,7 +106,7 @@ async fn over_http_1(server: SocketAddr, counts: Arc<Counts>) {
             match end {
                 End::Refused => return,
                 end => {
-                    if !counts.note(end) {
+                    if !counts.note(&end) {
                         break;
                     }
                 }
@@ -153,7 +153,7 @@ async fn over_http_2(server: SocketAddr, counts: Arc<Counts>, ask: fn() -> (Requ
             }
             Err(error) => End::Lost(format!("HTTP/2: {error:?}")),
         };
-        if !counts.note(end) {
+        if !counts.note(&end) {
             break;
         }
     }
@@ -181,13 +181,13 @@ async fn stream_of(sender: &mut SendRequest<Bytes>, request: Request<()>, input:
 
 fn ask_http() -> (Request<()>, Bytes) {
     let request = Request::post(format!("http://x{TARGET}")).header("content-type", "tensor/binary");
-    (request.body(()).unwrap(), latents(SIDE, SIDE, 1).into())
+    (request.body(()).unwrap(), latents(SIDE, SIDE, 1))
 }
 
 fn ask_grpc() -> (Request<()>, Bytes) {
     let request = Request::post("http://x/latentgate.v1.Latents/Decode").header("te", "trailers");
     let request = request.header("content-type", "application/grpc").body(()).unwrap();
-    let message = DecodeRequest { spec: Some(decode_spec(SIDE, SIDE)), data: latents(SIDE, SIDE, 1).into() };
+    let message = DecodeRequest { spec: Some(decode_spec(SIDE, SIDE)), data: latents(SIDE, SIDE, 1) };
     let mut sent = BytesMut::new();
     sent.put_u8(0);
     sent.put_u32(message.encoded_len() as u32);

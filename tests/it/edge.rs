@@ -140,10 +140,7 @@ async fn who_does_not_speak_tls_is_turned_away_and_who_says_nothing_blocks_nobod
 /// Why an app does not start with these files; what it says names no byte of the key.
 async fn refused(certificate: &std::path::Path, private_key: &std::path::Path) -> String {
     let mut config = config();
-    let files = latentgate::front::listen::tls::Config {
-        certificate: certificate.to_owned(),
-        private_key: private_key.to_owned(),
-    };
+    let files = latentgate::front::listen::tls::Config::new(certificate.to_owned(), private_key.to_owned());
     config.listen.tls = Some(files);
     let error = App::bind(config).await.err().expect("no start without TLS that was asked for");
     let said = format!("{error:?} {}", latentgate::error::chain(&error));

@@ -23,7 +23,10 @@ mod cache_admin;
 mod chain;
 #[cfg(feature = "local")]
 mod cli;
+mod clients;
 mod coalescing;
+mod connections;
+mod dependencies;
 #[cfg(feature = "local")]
 mod derive;
 mod diffusers;
@@ -40,10 +43,13 @@ mod kill;
 #[cfg(feature = "local")]
 mod logs;
 mod memory;
+mod mtls;
+mod observability;
 mod operations;
 #[cfg(feature = "local")]
 mod parity;
 mod policies;
+mod reload;
 mod routes;
 #[cfg(feature = "local")]
 mod secrets;

@@ -198,3 +198,14 @@ async fn with_everybody_failing_the_client_reads_what_each_said() {
     app.until_idle().await;
     assert_eq!(maker(&app, 1).await, "gated", "nothing of it is remembered");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_changes_who_is_asked_first() {
+    let origin = Origin::start().await;
+    let app = TestApp::start(with_upstream(&[Name::Upstream, Name::Local], origin.decode_url())).await;
+    assert_eq!(maker(&app, 1).await, "upstream");
+    let after = with_upstream(&[Name::Local, Name::Upstream], origin.decode_url());
+    app.read_from(move || Ok(after.clone()));
+    assert_eq!(app.reloader.reload().await.unwrap().changed, ["models.builtin.backends"]);
+    assert_eq!(maker(&app, 2).await, "local");
+}

@@ -18,7 +18,12 @@ pub mod tls;
 
 use std::{sync::Arc, time::Duration};
 
-use latentgate::{App, Config, app::Addresses, backend::Backend};
+use latentgate::{
+    App, Config,
+    app::{Addresses, Reloader, Source},
+    backend::Backend,
+    config::ConfigError,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -36,6 +41,7 @@ pub const PATIENCE: Duration = Duration::from_mins(1);
 pub struct TestApp {
     pub addresses: Addresses,
     pub pipeline: latentgate::pipeline::Pipeline,
+    pub reloader: Reloader,
     stop: CancellationToken,
     served: Option<JoinHandle<()>>,
 }
@@ -65,13 +71,19 @@ impl TestApp {
 
     fn serve(app: App) -> Self {
         let (addresses, pipeline, stop) = (app.addresses(), app.pipeline().clone(), CancellationToken::new());
+        let reloader = app.reloader().clone();
         let served = tokio::spawn(app.serve(stop.clone()));
-        Self { addresses, pipeline, stop, served: Some(served) }
+        Self { addresses, pipeline, reloader, stop, served: Some(served) }
     }
 
     /// A client with a connection of its own.
     pub async fn client(&self) -> Client {
         Client::connect(self.addresses.data).await
+    }
+
+    /// Has it read its configuration again, from there.
+    pub fn read_from(&self, load: impl Fn() -> Result<Config, ConfigError> + Send + 'static) {
+        self.reloader.read_from(Source { load: Box::new(load), set_log_filter: None });
     }
 
     /// Asks the app to stop; it drains.

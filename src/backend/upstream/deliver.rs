@@ -25,9 +25,6 @@ use crate::{
     task,
 };
 
-/// Bytes hashed and published at a time: well under a millisecond of an async thread.
-const SLICE_BYTES: usize = 1 << 20;
-
 /// Smaller pieces are joined: each would hold the whole buffer it was read into, which a connection that gives its
 /// answer by single bytes could make a thousand times the answer's memory.
 const SMALL_BYTES: usize = 8 << 10;
@@ -141,16 +138,13 @@ impl<'a> Delivery<'a> {
                 Err(Unfinished::Internal(Error::internal("finishing a reply panicked").caused_by(panic)))
             })
         };
-        let mut bytes = made.map_err(|unfinished| match unfinished {
+        let bytes = made.map_err(|unfinished| match unfinished {
             Unfinished::Picture(why) => reply.wrong(&WrongReply::Undecodable(Box::new(why))),
             Unfinished::NonFinite => reply.wrong(&WrongReply::NonFinite),
             Unfinished::Internal(error) => Failure::internal(error),
         })?;
         self.begin(&reply, bytes.len() as u64, [computed.unwrap_or_default(), began.elapsed()])?;
-        while !bytes.is_empty() {
-            self.append(bytes.split_to(bytes.len().min(SLICE_BYTES)))?;
-            tokio::task::yield_now().await;
-        }
+        self.writer.append_all(bytes).await.map_err(Failure::internal)?;
         if finish == Finish::None { self.prove(&reply).await } else { Ok(()) }
     }
 

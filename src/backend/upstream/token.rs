@@ -76,7 +76,7 @@ impl Secret {
     }
 
     /// The value of `Authorization`; none if no header can hold it.
-    pub(super) fn header(&self) -> Option<HeaderValue> {
+    pub fn header(&self) -> Option<HeaderValue> {
         let is_visible = !self.0.is_empty() && self.0.bytes().all(|b| b.is_ascii_graphic());
         let mut value = HeaderValue::try_from(format!("Bearer {}", self.0)).ok().filter(|_| is_visible)?;
         value.set_sensitive(true);

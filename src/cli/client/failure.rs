@@ -39,6 +39,7 @@ pub(in crate::cli) fn told(server: &str, status: &Status, hint: Option<String>) 
 fn hint(status: &Status) -> Option<String> {
     let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
     let hint = match (status.code(), reason.as_str()) {
+        (Code::Unauthenticated, _) => "--token-file FILE sends a token",
         (Code::NotFound, "NOT_CACHED") => "leave --cache only-if-cached out to have it computed",
         (Code::NotFound, _) => "`latentgate models` lists what the server has",
         (Code::Unimplemented, "") => "is --server the data port of a latentgate? (its default is 8790)",

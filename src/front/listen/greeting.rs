@@ -55,6 +55,11 @@ impl<S> Greeted<S> {
     pub(super) const fn silent(stream: S) -> Self {
         Self { said: [0; PREFACE.len()], from: 0, to: 0, stream }
     }
+
+    /// The stream, for what it knows beside its bytes.
+    pub(super) const fn get_ref(&self) -> &S {
+        &self.stream
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Greeted<S> {

@@ -67,8 +67,8 @@ async fn written(body: impl Fn() -> Body + Clone + Send + Sync + 'static) -> (Ve
     client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
     let slices = Arc::<Mutex<Vec<_>>>::default();
     let (protocol, stream) = greeting(Recording { socket, slices: slices.clone() }).await.unwrap();
-    let service = TowerToHyperService::new(router);
-    server(protocol).serve_connection(TokioIo::new(stream), service).await.unwrap();
+    let served = Served::new(router, Peer { way: Way::Unix, names: Vec::new() }, None);
+    converse(protocol, stream, served, &limits(1), &CancellationToken::new()).await.unwrap();
     let mut read = Vec::new();
     client.read_to_end(&mut read).await.unwrap();
     (std::mem::take(&mut *slices.lock()), read)
@@ -94,9 +94,21 @@ async fn an_http1_body_is_written_from_where_it_lies() {
     assert!(read.ends_with(b"\r\n3\r\nend\r\n0\r\n\r\n"));
 }
 
+fn limits(max_connections: usize) -> Limits {
+    Limits {
+        max_connections,
+        max_streams: 16,
+        max_header_bytes: 16 << 10,
+        header_time: Duration::from_secs(10),
+        idle_time: Duration::from_mins(5),
+        max_age: None,
+        request_time: Duration::from_mins(10),
+    }
+}
+
 /// A listener that serves one connection at a time, and its address.
 async fn narrow(tls: Option<tls::Acceptor>, stop: &CancellationToken) -> SocketAddr {
-    let listener = Listener::bind("test", SocketAddr::from(([127, 0, 0, 1], 0)), 1).await.unwrap();
+    let listener = Listener::bind("test", SocketAddr::from(([127, 0, 0, 1], 0)), limits(1)).await.unwrap();
     let address = listener.address().unwrap();
     let router = Router::new().route("/", axum::routing::get(|| async { "served" }));
     let serving = listener.with(router).with_tls(tls).serve(stop.clone(), Duration::ZERO);
@@ -108,7 +120,7 @@ async fn narrow(tls: Option<tls::Acceptor>, stop: &CancellationToken) -> SocketA
 fn trusted(alpn: &[u8]) -> (tls::Acceptor, tokio_rustls::TlsConnector) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let config = tls::Config { certificate: folder.path().join("pem"), private_key: folder.path().join("key") };
+    let config = tls::Config::new(folder.path().join("pem"), folder.path().join("key"));
     std::fs::write(&config.certificate, made.cert.pem()).unwrap();
     std::fs::write(&config.private_key, made.signing_key.serialize_pem()).unwrap();
     let mut roots = rustls::RootCertStore::empty();
@@ -119,7 +131,7 @@ fn trusted(alpn: &[u8]) -> (tls::Acceptor, tokio_rustls::TlsConnector) {
         .with_root_certificates(roots)
         .with_no_client_auth();
     client.alpn_protocols = vec![alpn.to_vec()];
-    (tls::Acceptor::load(&config).unwrap(), Arc::new(client).into())
+    (tls::Acceptor::new(tls::Prepared::read(&config).unwrap()), Arc::new(client).into())
 }
 
 /// Reads to the end, however the other side made it; on a clock that does not make anybody wait for it.
@@ -166,7 +178,7 @@ async fn who_does_not_say_what_it_speaks_gives_its_slot_back() {
 #[tokio::test]
 async fn a_stop_does_not_wait_for_those_who_have_not_said_what_they_speak() {
     let (acceptor, _) = trusted(b"h2");
-    let listener = Listener::bind("test", SocketAddr::from(([127, 0, 0, 1], 0)), 8).await.unwrap();
+    let listener = Listener::bind("test", SocketAddr::from(([127, 0, 0, 1], 0)), limits(8)).await.unwrap();
     let address = listener.address().unwrap();
     let stop = CancellationToken::new();
     let serving = task::spawn(

@@ -6,15 +6,17 @@
 //! of the parser: those quote lines, and a line may be the private key.
 
 use std::{
-    io,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use parking_lot::RwLock;
 use rustls::{
-    ServerConfig,
-    crypto::ring,
+    RootCertStore, ServerConfig,
+    crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
@@ -22,8 +24,13 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::greeting::{Greeted, Protocol, greeting};
 
+mod certificate;
+
 /// What is offered in the handshake, the dearer first.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// Longer files are none of ours: all authorities of the public Web take a quarter of it.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// `[listen.tls]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +40,23 @@ pub struct Config {
     pub certificate: PathBuf,
     /// PEM file: the private key of that certificate, unencrypted.
     pub private_key: PathBuf,
+    /// PEM file: authorities, of one of which clients show a certificate. Without it they are asked for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca: Option<PathBuf>,
+    /// Whether a client must show one.
+    #[serde(default)]
+    pub client_certificates: ClientCertificates,
+}
+
+/// What is asked of clients where `client_ca` is set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientCertificates {
+    /// Who shows none is turned away in the handshake.
+    #[default]
+    Required,
+    /// Who shows none may do what anybody may; one that is shown must be good.
+    Optional,
 }
 
 /// Why there is no TLS.
@@ -66,6 +90,12 @@ pub enum TlsError {
         /// The file.
         path: PathBuf,
     },
+    /// The authorities' file holds none.
+    #[error("listen.tls.client_ca = {path}: holds no authority that can be used: wanted certificates in PEM")]
+    ClientCa {
+        /// The file.
+        path: PathBuf,
+    },
     /// Both are sound, and strangers to each other.
     #[error(
         "listen.tls.private_key = {private_key}: is not the key of the first certificate in {certificate}: name the \
@@ -79,31 +109,69 @@ pub enum TlsError {
     },
 }
 
-/// Takes TLS handshakes. Clones share certificate and key.
+/// Takes TLS handshakes. Clones share certificate and key, which can be replaced: handshakes that begin later use the new
+/// ones, and connections that are open do not notice.
 #[derive(Clone)]
-pub struct Acceptor(TlsAcceptor);
+pub struct Acceptor(Arc<RwLock<TlsAcceptor>>);
+
+/// Files that have been read and tried out, and are not used yet.
+pub struct Prepared {
+    acceptor: TlsAcceptor,
+    expires_at: i64,
+    digest: blake3::Hash,
+}
+
+// === impl Prepared ===
+
+impl Prepared {
+    /// Reads the files, which are small, and tries certificate and key out on each other. Blocks.
+    pub fn read(config: &Config) -> Result<Self, TlsError> {
+        let mut hasher = blake3::Hasher::new();
+        let chain = certificates(config, &mut hasher)?;
+        let key = private_key(&config.private_key, &mut hasher)?;
+        let provider = Arc::new(ring::default_provider());
+        let verifier = config.verifier(&provider, &mut hasher)?;
+        let expires_at = chain.first().and_then(|own| certificate::expires_at(own));
+        let expires_at = expires_at.ok_or_else(|| TlsError::Certificate { path: config.certificate.clone() })?;
+        let mut tls = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("ring has the cipher suites of TLS 1.2 and 1.3")
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .map_err(|error| config.refused(&error))?;
+        tls.alpn_protocols = ALPN.map(<[u8]>::to_vec).into();
+        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(tls)), expires_at, digest: hasher.finalize() })
+    }
+
+    /// When the server's own certificate expires, in seconds since 1970.
+    pub fn expires_at(&self) -> i64 {
+        self.expires_at
+    }
+
+    /// Of what was in the files: equal for equal ones.
+    pub fn digest(&self) -> blake3::Hash {
+        self.digest
+    }
+}
 
 // === impl Acceptor ===
 
 impl Acceptor {
-    /// Reads both files, which are small, and tries them out on each other.
-    pub fn load(config: &Config) -> Result<Self, TlsError> {
-        let chain = certificates(&config.certificate)?;
-        let key = private_key(&config.private_key)?;
-        let mut tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("ring has the cipher suites of TLS 1.2 and 1.3")
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .map_err(|error| config.refused(&error))?;
-        tls.alpn_protocols = ALPN.map(<[u8]>::to_vec).into();
-        Ok(Self(TlsAcceptor::from(Arc::new(tls))))
+    /// Uses what was prepared.
+    pub fn new(prepared: Prepared) -> Self {
+        Self(Arc::new(RwLock::new(prepared.acceptor)))
+    }
+
+    /// Uses it for the handshakes to come.
+    pub fn replace(&self, prepared: Prepared) {
+        *self.0.write() = prepared.acceptor;
     }
 
     /// The handshake, and, of a peer that chose HTTP/2, the first bytes too: hyper would wait for them without a bound. An
     /// HTTP/1.1 head has a bound of its own.
     pub(super) async fn greeting(&self, stream: TcpStream) -> io::Result<(Protocol, Greeted<TlsStream<TcpStream>>)> {
-        let stream = self.0.accept(stream).await?;
+        let acceptor = self.0.read().clone();
+        let stream = acceptor.accept(stream).await?;
         if stream.get_ref().1.alpn_protocol() != Some(ALPN[0]) {
             return Ok((Protocol::Http1, Greeted::silent(stream)));
         }
@@ -116,9 +184,40 @@ impl Acceptor {
     }
 }
 
+/// The names in the certificate that a client has shown and that was found good; none of a client without one.
+pub(super) fn names(stream: &TlsStream<TcpStream>) -> Vec<Box<str>> {
+    let shown = stream.get_ref().1.peer_certificates();
+    shown.and_then(<[_]>::first).map(|own| certificate::names(own)).unwrap_or_default()
+}
+
 // === impl Config ===
 
 impl Config {
+    /// A pair, and no certificates of clients.
+    pub fn new(certificate: PathBuf, private_key: PathBuf) -> Self {
+        Self { certificate, private_key, client_ca: None, client_certificates: ClientCertificates::default() }
+    }
+
+    fn verifier(
+        &self,
+        provider: &Arc<CryptoProvider>,
+        hasher: &mut blake3::Hasher,
+    ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+        let Some(path) = &self.client_ca else { return Ok(WebPkiClientVerifier::no_client_auth()) };
+        let unusable = || TlsError::ClientCa { path: path.clone() };
+        let mut roots = RootCertStore::empty();
+        for authority in pem_certificates("listen.tls.client_ca", path, hasher)?.ok_or_else(unusable)? {
+            roots.add(authority).map_err(|_| unusable())?;
+        }
+        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+        let builder = match self.client_certificates {
+            ClientCertificates::Required => builder,
+            ClientCertificates::Optional => builder.allow_unauthenticated(),
+        };
+        hasher.update(&[self.client_certificates as u8]);
+        builder.build().map(|verifier| verifier as _).map_err(|_| unusable())
+    }
+
     fn refused(&self, error: &rustls::Error) -> TlsError {
         let (certificate, private_key) = (self.certificate.clone(), self.private_key.clone());
         match error {
@@ -131,17 +230,36 @@ impl Config {
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let text = read("listen.tls.certificate", path)?;
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    chain.ok().filter(|chain| !chain.is_empty()).ok_or_else(|| TlsError::Certificate { path: path.to_owned() })
+fn certificates(config: &Config, hasher: &mut blake3::Hasher) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let path = &config.certificate;
+    let chain = pem_certificates("listen.tls.certificate", path, hasher)?;
+    chain.ok_or_else(|| TlsError::Certificate { path: path.clone() })
 }
 
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let text = read("listen.tls.private_key", path)?;
+/// All certificates of a PEM file, at least one; none if that is not what it holds.
+fn pem_certificates(
+    key: &'static str,
+    path: &Path,
+    hasher: &mut blake3::Hasher,
+) -> Result<Option<Vec<CertificateDer<'static>>>, TlsError> {
+    let text = read(key, path, hasher)?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    Ok(chain.ok().filter(|chain| !chain.is_empty()))
+}
+
+fn private_key(path: &Path, hasher: &mut blake3::Hasher) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let text = read("listen.tls.private_key", path, hasher)?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|_| TlsError::PrivateKey { path: path.to_owned() })
 }
 
-fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
-    std::fs::read(path).map_err(|source| TlsError::Unreadable { key, path: path.to_owned(), source })
+fn read(key: &'static str, path: &Path, hasher: &mut blake3::Hasher) -> Result<Vec<u8>, TlsError> {
+    let read = || {
+        let mut text = Vec::new();
+        std::fs::File::open(path)?.take(MAX_FILE_BYTES).read_to_end(&mut text)?;
+        Ok(text)
+    };
+    let text = read().map_err(|source| TlsError::Unreadable { key, path: path.to_owned(), source })?;
+    hasher.update(&(text.len() as u64).to_le_bytes());
+    hasher.update(&text);
+    Ok(text)
 }
