@@ -24,8 +24,11 @@ fn via(headers: &::http::HeaderMap) -> impl Iterator<Item = &str> {
     headers.get_all(::http::header::VIA).into_iter().filter_map(|value| value.to_str().ok())
 }
 
-/// The trace that a request's headers name.
+/// The trace that a request's headers name. Most name none, and then nothing more is looked for.
 fn trace(headers: &::http::HeaderMap) -> Option<TraceContext> {
+    if !headers.contains_key("traceparent") {
+        return None;
+    }
     let values = |name| headers.get_all(name).into_iter().filter_map(|value: &::http::HeaderValue| value.to_str().ok());
     TraceContext::parse(values("traceparent"), values("tracestate"))
 }
