@@ -66,10 +66,11 @@ impl Server {
         let mut trust = trust.with_root_certificates(roots).with_no_client_auth();
         trust.alpn_protocols = vec![b"http/1.1".to_vec()];
         let connector = TlsConnector::from(Arc::new(trust));
+        let log = path("log");
         let server = Self { child, address, connector, name: ServerName::try_from(NAME)?, _folder: folder };
         let began = Instant::now();
         while std::net::TcpStream::connect(address).is_err() {
-            ensure!(began.elapsed() < PATIENCE, "{}", fs::read_to_string(path("log"))?);
+            ensure!(began.elapsed() < PATIENCE, "{}", fs::read_to_string(&log)?);
             sleep(Duration::from_millis(20));
         }
         Ok(server)
