@@ -29,6 +29,7 @@ use crate::{
     hops::Instance,
     inventory::Inventory,
     job::Limits,
+    logs::Logs,
     metrics::Metrics,
     model::ModelId,
     pipeline::{Parts, Pipeline},
@@ -64,6 +65,15 @@ pub struct App {
     fills: Vec<Fill>,
     reloader: Reloader,
     grace: Duration,
+}
+
+/// What was there before the app, and is told of it.
+#[derive(Default)]
+pub struct Observers {
+    /// The recorder.
+    pub metrics: Metrics,
+    /// The log of the process, for the admin port; none where the process has one of its own.
+    pub logs: Option<Logs>,
 }
 
 /// Where it listens, with real ports.
@@ -124,7 +134,16 @@ impl App {
 
     /// The same, with backends of the caller's that are asked before the configured ones.
     pub async fn bind_with(config: Config, first: Vec<Arc<dyn Backend>>) -> Result<Self, StartError> {
-        let metrics = Metrics::new();
+        Self::bind_observed(config, first, Observers::default()).await
+    }
+
+    /// The same, observed by what the caller has set up.
+    pub async fn bind_observed(
+        config: Config,
+        first: Vec<Arc<dyn Backend>>,
+        observers: Observers,
+    ) -> Result<Self, StartError> {
+        let Observers { metrics, logs } = observers;
         metrics.build_info(env!("CARGO_PKG_VERSION"), env!("LATENTGATE_COMMIT"), FEATURES);
         descriptors::make_room(config.listen.max_connections);
         let reloader = Reloader::start(&config, metrics.clone())?;
@@ -162,7 +181,7 @@ impl App {
         let (health, data_router) = data_router(&config, &pipeline, &metrics, guard, &draining)?;
         let (readiness, watched) = watch::channel(Readiness::NotReady(vec!["starting".to_owned()]));
         let inventory = Inventory::new(memory, disk.clone(), fills.clone(), draining.clone());
-        let shown = Admin { metrics: metrics.clone(), inventory, readiness: watched, reload: reloader.handle() };
+        let shown = Admin { metrics: metrics.clone(), inventory, logs, readiness: watched, reload: reloader.handle() };
         let admin_router = admin_router(shown, &draining)?;
         Ok(Self {
             data: data.with(data_router),

@@ -9,7 +9,9 @@ mod decode;
 mod demo;
 mod encode;
 mod files;
+mod log_level;
 mod models;
+mod page;
 mod reload;
 mod request;
 mod serve;
@@ -46,6 +48,8 @@ enum Command {
     /// Look after what a server keeps.
     #[command(subcommand)]
     Cache(cache::CacheCommand),
+    /// Show what a running server's log says, or change it.
+    LogLevel(log_level::LogLevel),
     /// Make the token of a named client.
     Token(token::Token),
     /// Show the whole thing at work in this process: no network, no downloads.
@@ -63,6 +67,7 @@ pub fn run() -> ExitCode {
         Command::Encode(encode) => encode.run(),
         Command::Models(models) => models.run(),
         Command::Cache(command) => command.run(),
+        Command::LogLevel(log_level) => log_level.run(),
         Command::Token(token) => token.run(),
         Command::Demo(demo) => demo.run(),
     };

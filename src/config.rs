@@ -70,7 +70,9 @@ pub struct Config {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub hosts: BTreeMap<String, crate::front::http::Target>,
     /// What it says.
-    pub log: telemetry::Config,
+    pub log: telemetry::log::Config,
+    /// Where its traces go.
+    pub trace: telemetry::traces::Config,
     /// When files are read again.
     pub reload: Reload,
     /// How it ends.

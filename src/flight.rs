@@ -25,7 +25,7 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::Span;
+use tracing::{Span, span};
 
 use crate::{
     body::{Body, BodyReader, BodyWriter, End},
@@ -63,6 +63,8 @@ struct Flight {
     store: AtomicBool,
     reach: Reach,
     source: OnceLock<Outcome>,
+    /// The leader's span, by its id: holding the span itself would keep it open for as long as somebody reads.
+    span: OnceLock<Option<span::Id>>,
     held: OnceLock<Held>,
 }
 
@@ -195,6 +197,7 @@ impl Flights {
         let (flight, lead) = Flight::new(key, wish.reach);
         let Start { span, held, leader } = start(lead)?;
         flight.held.get_or_init(|| held);
+        flight.span.get_or_init(|| span.id());
         shard.insert(key, flight.clone());
         let waiter = self.attach(&flight, wish.store);
         let landing = Landing { flight, table: self.clone(), _alive: self.0.metrics.flight() };
@@ -249,6 +252,7 @@ impl Flight {
             store: AtomicBool::new(false),
             reach,
             source: OnceLock::new(),
+            span: OnceLock::new(),
             held: OnceLock::new(),
         });
         let (wish, source) = (StoreWish(flight.clone()), Source(flight.clone()));
@@ -317,6 +321,13 @@ impl Waiter {
     /// Where the answer comes from, once that is known: before it begins.
     pub fn source(&self) -> Option<Outcome> {
         self.flight.source.get().copied()
+    }
+
+    /// Notes in the current span, a request's, that it follows from this flight.
+    pub fn link(&self) {
+        if let Some(Some(leader)) = self.flight.span.get() {
+            Span::current().follows_from(leader);
+        }
     }
 
     /// How far the leader goes.

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use crate::trace::TraceContext;
+
+pub mod access;
 pub mod admin;
 pub mod cors;
 pub mod drain;
@@ -19,6 +22,15 @@ pub mod web;
 /// What a request's `Via` headers say.
 fn via(headers: &::http::HeaderMap) -> impl Iterator<Item = &str> {
     headers.get_all(::http::header::VIA).into_iter().filter_map(|value| value.to_str().ok())
+}
+
+/// The trace that a request's headers name. Most name none, and then nothing more is looked for.
+fn trace(headers: &::http::HeaderMap) -> Option<TraceContext> {
+    if !headers.contains_key("traceparent") {
+        return None;
+    }
+    let values = |name| headers.get_all(name).into_iter().filter_map(|value: &::http::HeaderValue| value.to_str().ok());
+    TraceContext::parse(values("traceparent"), values("tracestate"))
 }
 
 /// Times that requests are held to.

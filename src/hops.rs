@@ -2,11 +2,14 @@
 //!
 //! A hosts file that brings clients here (docs/HOSTS.md) also brings our own upstream requests here, if it is this
 //! machine's. Every process has a name of its own, upstream requests carry the names they passed in `Via` (RFC 9110,
-//! 7.6.3), and a request that bears our name is refused.
+//! 7.6.3), and a request that bears our name is refused. The trace that a request belongs to goes the same way.
 
 use std::fmt::{self, Write as _};
 
-use crate::error::{Error, ErrorKind};
+use crate::{
+    error::{Error, ErrorKind},
+    trace::TraceContext,
+};
 
 /// What every name begins with.
 const PREFIX: &str = "latentgate-";
@@ -18,9 +21,12 @@ const MAX_HOPS: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance(String);
 
-/// The names a request has passed, in order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hops(Vec<String>);
+/// The names a request has passed, in order, and the span it was sent from, if its sender named one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Hops {
+    names: Vec<String>,
+    trace: Option<TraceContext>,
+}
 
 impl Instance {
     /// The name made of a number that nobody else has: a random one.
@@ -35,14 +41,25 @@ impl Hops {
         let entries = values.flat_map(|value| value.split(','));
         let names = entries.filter_map(|entry| entry.split_whitespace().nth(1)).filter(|name| name.starts_with(PREFIX));
         // One more than may be is enough to tell.
-        Self(names.take(MAX_HOPS + 1).map(str::to_owned).collect())
+        Self { names: names.take(MAX_HOPS + 1).map(str::to_owned).collect(), trace: None }
+    }
+
+    /// The same way, in a trace.
+    #[must_use]
+    pub fn in_trace(self, trace: Option<TraceContext>) -> Self {
+        Self { trace, ..self }
+    }
+
+    /// The span that the request was sent from.
+    pub const fn trace(&self) -> Option<&TraceContext> {
+        self.trace.as_ref()
     }
 
     /// Refuses a request that has been here, or nearly everywhere.
     pub fn check(&self, own: &Instance) -> Result<(), Error> {
-        let message = if self.0.contains(&own.0) {
+        let message = if self.names.contains(&own.0) {
             "this request has come from here: an upstream endpoint leads back to this latentgate"
-        } else if self.0.len() > MAX_HOPS {
+        } else if self.names.len() > MAX_HOPS {
             "this request has passed too many latentgates: their upstream endpoints lead in a circle"
         } else {
             return Ok(());
@@ -53,7 +70,7 @@ impl Hops {
     /// The value of `Via` for the next.
     pub fn through(&self, own: &Instance) -> String {
         let mut via = String::new();
-        for name in self.0.iter().chain([&own.0]) {
+        for name in self.names.iter().chain([&own.0]) {
             let separator = if via.is_empty() { "" } else { ", " };
             let _ = write!(via, "{separator}1.1 {name}");
         }
@@ -94,6 +111,6 @@ mod tests {
             way = Hops::parse([via.as_str()].into_iter());
         }
         assert_eq!(way.check(&Instance::new(99)).unwrap_err().kind(), ErrorKind::LoopDetected);
-        assert_eq!(Hops::parse(std::iter::repeat_n("1.1 latentgate-x", 10_000)).0.len(), MAX_HOPS + 1);
+        assert_eq!(Hops::parse(std::iter::repeat_n("1.1 latentgate-x", 10_000)).names.len(), MAX_HOPS + 1);
     }
 }

@@ -19,6 +19,8 @@
 pub mod error;
 pub mod metrics;
 pub mod deadline;
+pub mod trace;
+pub mod logs;
 pub mod hops;
 pub mod progress;
 pub mod task;

@@ -17,7 +17,7 @@ mod requests;
 pub use catalogue::{CATALOGUE, Declared, Kind};
 use catalogue::{DURATION_BUCKETS, name};
 pub use clients::ClientSeries;
-pub use labels::{ClientLimit, EvictionReason, Front, LookupResult, Outcome, Reloadable, TierName};
+pub use labels::{ClientLimit, EvictionReason, Front, LookupResult, Outcome, Reloadable, SpanFate, TierName};
 pub use requests::RequestFacts;
 
 /// The recorder of one app. Clones share it.
@@ -68,7 +68,7 @@ impl Metrics {
         metrics::with_local_recorder(&recorder, || process.describe());
         let handle = recorder.handle();
         let gauge = |name: &'static str| recorder.register_gauge(&Key::from_static_name(name), &METADATA);
-        Self(Arc::new(Inner {
+        let metrics = Self(Arc::new(Inner {
             inflight_requests: gauge(name::INFLIGHT_REQUESTS),
             inflight_bytes: gauge(name::INFLIGHT_BYTES),
             flights: gauge(name::FLIGHTS),
@@ -77,7 +77,12 @@ impl Metrics {
             recorder,
             handle,
             process,
-        }))
+        }));
+        // Spans may be lost before the first is exported: the series exist from the start.
+        for fate in SpanFate::ALL {
+            metrics.trace_spans(fate, 0);
+        }
+        metrics
     }
 
     /// The Prometheus text of now.
@@ -277,6 +282,11 @@ impl Metrics {
     pub fn engine_run(&self, model: &Arc<str>, task: &'static str, took: Duration) {
         let labels = vec![Label::new("model", model.clone()), Label::from_static_parts("task", task)];
         self.histogram(name::ENGINE_RUN, labels).record(took);
+    }
+
+    /// What became of so many spans.
+    pub fn trace_spans(&self, fate: SpanFate, count: u64) {
+        self.counter(name::TRACE_SPANS, vec![Label::from_static_parts("result", fate.label())]).increment(count);
     }
 
     /// Whether a model's weights are in the engine.

@@ -9,7 +9,6 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
-use tracing::Span;
 
 use crate::{
     admission::{Gate, Permit, Reservation},
@@ -255,7 +254,10 @@ impl Pipeline {
         let lead = |lead| Ok(self.start(order, lead));
         let (waiter, outcome) = match self.0.flights.look_or_join(key, wish, || memory.get(&key), lead) {
             Ok(Found::Hit(artifact)) => return Ok(Reply::hit(key, &artifact, permit)),
-            Ok(Found::Joined(waiter)) => (waiter, Outcome::Coalesced),
+            Ok(Found::Joined(waiter)) => {
+                waiter.link();
+                (waiter, Outcome::Coalesced)
+            }
             Ok(Found::Led(waiter)) => (waiter, Outcome::HitDisk),
             Err(_) => return Err(permit),
         };
@@ -289,6 +291,7 @@ impl Pipeline {
                 // The leader's job is the flight's memory; a joiner's own is its own, and kept only while it can be of
                 // use.
                 Found::Joined(waiter) => {
+                    waiter.link();
                     let source = job.preview_source().map(|_| (job.clone(), Some(own)));
                     return Ok(Reply::flight(key, Outcome::Coalesced, waiter, source, permit));
                 }
@@ -310,13 +313,6 @@ impl Pipeline {
             let order = Order::new(key, job.model.clone(), work, wish.reach);
             Ok(Start { held: Box::new(reservation), ..self.start(order, lead) })
         })
-    }
-
-    /// A leader that is ready to go.
-    fn start(&self, order: Order, lead: crate::flight::Lead) -> Start<impl Future<Output = ()> + Send + use<>> {
-        let span = tracing::debug_span!(parent: None, "flight", key = ?order.key, model = %order.model.id);
-        span.follows_from(Span::current());
-        Start { span, held: Box::new(order.later.clone()), leader: self.clone().lead(order, lead) }
     }
 }
 

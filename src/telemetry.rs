@@ -1,53 +1,72 @@
-//! What the process says: the tracing subscriber.
+//! What the process says of itself while it works: log lines, and traces for a collector.
+//!
+//! One subscriber a process. The lines have a filter of their own, which can be changed at run time ([`Logs`]); spans
+//! are exported whatever that filter says, if there is a collector. Without one the spans of a request are disabled at
+//! their places in the code, unless the log's filter wants them: a request pays for a look at a flag.
 
-use std::{
-    io::{self, IsTerminal as _},
-    str::FromStr as _,
+pub mod log;
+pub mod traces;
+
+mod collector;
+
+use std::time::Duration;
+
+use tracing_subscriber::{layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use crate::{
+    logs::{FilterError, Logs},
+    metrics::Metrics,
 };
+use traces::Traces;
 
-use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
-
-/// Settings of the log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// A tracing filter: `info`, `latentgate=debug,h2=warn`, ...
-    pub filter: String,
-    /// How lines look.
-    pub format: Format,
+/// The process's voice.
+pub struct Telemetry {
+    logs: Logs,
+    traces: Option<Traces>,
 }
 
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Format {
-    /// For people.
-    Human,
-    /// For collectors: one JSON object a line.
-    Json,
+/// Why it has none.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The filter of the log cannot be read.
+    #[error("log.filter")]
+    Filter(#[from] FilterError),
+    /// The way to the collector cannot be prepared.
+    #[error("trace.endpoint")]
+    Collector(#[from] collector::StartError),
+    /// There is a subscriber already.
+    #[error("the log cannot be set up")]
+    Installed(#[from] tracing_subscriber::util::TryInitError),
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        Self { filter: "info".to_owned(), format: Format::Human }
+impl Telemetry {
+    /// Installs the subscriber: once a process; later calls say so. Within a runtime, on which spans are exported.
+    pub fn install(log: &log::Config, trace: &traces::Config, metrics: &Metrics) -> Result<Self, TelemetryError> {
+        let (logs, lines) = log::lines(log)?;
+        let registry = tracing_subscriber::registry().with(lines);
+        // Two arms, since a layer that is there and does nothing would still be asked about every span.
+        let traces = match traces::start(trace, metrics)? {
+            None => {
+                registry.try_init()?;
+                None
+            }
+            Some((traces, tracer)) => {
+                registry.with(traces::layer(tracer)).try_init()?;
+                Some(traces)
+            }
+        };
+        Ok(Self { logs, traces })
     }
-}
 
-/// Whether a filter can be read, and if not, why.
-pub fn check_filter(filter: &str) -> Result<(), String> {
-    EnvFilter::from_str(filter).map(drop).map_err(|error| error.to_string())
-}
+    /// The log's filter, to be looked at and changed.
+    pub fn logs(&self) -> &Logs {
+        &self.logs
+    }
 
-/// Installs the subscriber, on standard error: standard output belongs to answers. Once a process; later calls say so.
-pub fn install(config: &Config) -> Result<(), String> {
-    let filter = EnvFilter::from_str(&config.filter).map_err(|error| error.to_string())?;
-    // Colours are for eyes: in a file or a collector they are noise around every field.
-    let colours = io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours);
-    let installed = match config.format {
-        Format::Human => builder.try_init(),
-        Format::Json => builder.json().try_init(),
-    };
-    installed.map_err(|error| error.to_string())
+    /// The end: what waits for the collector is sent, for at most `grace`.
+    pub async fn flush(self, grace: Duration) {
+        if let Some(traces) = self.traces {
+            traces.flush(grace).await;
+        }
+    }
 }

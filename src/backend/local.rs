@@ -15,7 +15,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
-use tracing::Span;
+use tracing::{Instrument as _, Span};
 
 use super::{
     Backend, BoxFuture, Compute, Health, ModelState,
@@ -138,7 +138,7 @@ impl Local {
         compute.cancel = compute.cancel.child_token();
         let _stop_with_me = compute.cancel.clone().drop_guard();
         let queued_at = Instant::now();
-        let turn = self.line.turn().await?;
+        let turn = self.line.turn().instrument(tracing::debug_span!("queue")).await?;
         let stopped = || Error::new(ErrorKind::Unavailable, "the engine has stopped");
         let (made, answer) = oneshot::channel();
         let order = Order { compute, span: Span::current(), queued_at, made, _turn: turn };
@@ -151,6 +151,7 @@ impl Local {
         let job = compute.job.clone();
         let made = self.compute(compute).await?;
         let (meta, bytes) = task::blocking(move || finish(&job, &made))
+            .instrument(tracing::debug_span!("render"))
             .await
             .map_err(|panic| Error::internal("rendering panicked").caused_by(panic))??;
         writer.begin(meta)?;

@@ -54,6 +54,11 @@ pub use config::{BackoffConfig, BreakerConfig, BudgetConfig, Config, Problem};
 pub use endpoint::{UrlError, check_url};
 pub use token::{Secret, TokenError};
 
+/// How whatever this process asks over https is asked. Blocks: it reads the system's certificates.
+pub(crate) fn tls() -> Result<rustls::ClientConfig, StartError> {
+    client::tls(None)
+}
+
 /// Backend name and metric label.
 const NAME: &str = "upstream";
 
@@ -178,7 +183,8 @@ impl Upstream {
         self.supports(&compute.job)?;
         let group = self.group(&compute.job)?;
         let via = compute.hops.through(&self.shared.instance);
-        let run = Run { shared: &self.shared, group, job: &compute.job, others: compute.others, via: &via };
+        let (job, others, trace) = (&compute.job, compute.others, compute.hops.trace());
+        let run = Run { shared: &self.shared, group, job, others, via: &via, trace };
         let mut delivery = Delivery::new(writer, &compute.progress);
         tokio::select! {
             biased;

@@ -10,11 +10,13 @@ use tokio_util::sync::CancellationToken;
 use super::reload;
 use crate::{
     App, Config,
-    app::{Reloader, Source},
+    app::{Observers, Reloader, Source},
     clients,
     config::{ListenOverrides, Overrides},
     front::listen::tls,
-    task, telemetry,
+    metrics::Metrics,
+    task,
+    telemetry::Telemetry,
 };
 
 /// 128 + SIGINT, as shells count.
@@ -47,23 +49,28 @@ impl Serve {
         let listen = ListenOverrides { data: self.listen, admin: self.admin };
         let (file, flags) = (file.map(Path::to_owned), Overrides { listen: Some(listen) });
         let config = Config::load(file.as_deref(), &flags)?;
-        telemetry::install(&config.log).map_err(anyhow::Error::msg).context("log")?;
         runtime()?.block_on(async {
             // From the first moment: without a listener the signal ends the process.
             let hangups = signal(SignalKind::hangup());
-            let app = App::bind(config).await?;
+            let (metrics, grace) = (Metrics::new(), config.shutdown.grace);
+            let telemetry = Telemetry::install(&config.log, &config.trace, &metrics)?;
+            let observers = Observers { metrics, logs: Some(telemetry.logs().clone()) };
+            let app = App::bind_observed(config, Vec::new(), observers).await?;
             let addresses = app.addresses();
             tracing::info!(data = %addresses.data, admin = %addresses.admin, "serving");
             let stop = CancellationToken::new();
             let reloader = app.reloader().clone();
-            // The log's filter is set at the start only, until telemetry hands out a way to set it.
+            let logs = telemetry.logs().clone();
             reloader.read_from(Source {
                 load: Box::new(move || Config::load(file.as_deref(), &flags)),
-                set_log_filter: None,
+                set_log_filter: Some(Box::new(move |filter| {
+                    logs.set_filter(filter).map_err(|error| error.to_string())
+                })),
             });
             let _reloads = task::spawn(tracing::Span::none(), reload_on_signal(hangups, reloader));
             let _signals = task::spawn(tracing::Span::none(), stop_on_signal(stop.clone()));
             app.serve(stop).await;
+            telemetry.flush(grace).await;
             tracing::info!("stopped");
             Ok(())
         })

@@ -178,3 +178,27 @@ fn weights_of_ones_own_have_no_public_endpoint() {
     let table = load(&declared).unwrap().model_table();
     assert_eq!(table.get("sd-v1").unwrap().endpoints.decode, ["https://same.example"]);
 }
+
+#[test]
+fn a_collector_that_cannot_be_and_its_secrets() {
+    let trace = |text: &str| load(&format!("[trace]\n{text}\n"));
+    for (text, key) in [
+        ("endpoint = \"collector:4317\"", "trace.endpoint"),
+        ("endpoint = \"https://collector.example\"", "trace.endpoint"),
+        ("endpoint = \"http://user:tok_secret@collector.example\"", "trace.endpoint"),
+        ("headers.authorization = \"Bearer tok_secret\\n\"", "trace.headers.authorization"),
+        ("headers.\"a b\" = \"tok_secret\"", "trace.headers.a b"),
+        ("sample = 1.5", "trace.sample"),
+        ("timeout = \"0s\"", "trace.timeout"),
+        ("service = \"\"", "trace.service"),
+        ("queue = 0", "trace.queue"),
+    ] {
+        assert_eq!(faults(&format!("[trace]\n{text}\n")), [key], "{text}");
+        let told = trace(text).unwrap_err().to_string();
+        assert!(!told.contains("tok_secret"), "{told}");
+    }
+    let config =
+        trace("endpoint = \"https://collector.example\"\nprotocol = \"http\"\nheaders.x = \"tok_secret\"").unwrap();
+    let shown = format!("{config:?} {}", config.to_toml());
+    assert!(shown.contains("collector.example") && !shown.contains("tok_secret"), "{shown}");
+}

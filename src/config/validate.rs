@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Config, ConfigError, Fault};
-use crate::{front::cors, telemetry};
+use crate::{front::cors, logs};
 
 /// More at once is no configuration but a slip.
 const MAX_COUNT: usize = 1_000_000;
@@ -67,8 +67,8 @@ impl Config {
             let value = humantime::format_duration(time).to_string();
             check(!time.is_zero() && time <= MAX_TIME, key, value, "must be longer than 0s and at most 1day");
         }
-        if let Err(why) = telemetry::check_filter(&self.log.filter) {
-            check(false, "log.filter", self.log.filter.clone(), &why);
+        if let Err(why) = logs::parse(&self.log.filter) {
+            check(false, "log.filter", self.log.filter.clone(), &why.to_string());
         }
         let keep_from = flight.keep_from;
         check((0.0..=1.0).contains(&keep_from), "flight.keep_from", keep_from.to_string(), "must be between 0 and 1");
@@ -80,6 +80,7 @@ impl Config {
         self.check_engine(&mut faults);
         self.check_models(&mut faults);
         self.check_routes(&mut faults);
+        faults.extend(self.trace.faults());
         if faults.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(faults)) }
     }
 

@@ -1,6 +1,5 @@
-//! The operator's port: `/metrics`, `/livez`, `/readyz`, cache administration as JSON and as gRPC, and the
-//! order to read the configuration again. A listener of its
-//! own, so that it can stay on the loopback.
+//! The operator's port: `/metrics`, `/livez`, `/readyz`, the log's filter, cache administration as JSON and as gRPC, and
+//! the order to read the configuration again. A listener of its own, so that it can stay on the loopback.
 //!
 //! There are no pages here, so what a browser sends on behalf of one (it says so: `Origin`) is nobody's order, and
 //! refused: otherwise any page could have a cache on its reader's machine purged.
@@ -20,17 +19,19 @@ use super::{grpc::CacheAdminService, status};
 use crate::{
     error::{Error, ErrorKind},
     inventory::Inventory,
+    logs::Logs,
     metrics::Metrics,
 };
 
 mod cache;
 mod config;
+mod log;
 
 pub use config::{Reload, Reloaded};
 
 /// What is served, for who asks for something else.
-const NOWHERE: &str = "this port has /metrics, /livez, /readyz, /cache, /config/reload, and as gRPC latentgate.v1.CacheAdmin; \
-                       latentgate.v1.Latents is on the data port";
+const NOWHERE: &str = "this port has /metrics, /livez, /readyz, /log-level, /cache, /config/reload, and as gRPC \
+                       latentgate.v1.CacheAdmin; latentgate.v1.Latents is on the data port";
 
 /// Whether the product is ready, and if not, why not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub struct Admin {
     pub metrics: Metrics,
     /// What is kept. Its gauges are brought up to date before a scrape.
     pub inventory: Inventory,
+    /// The log's filter, where the log is this product's.
+    pub logs: Option<Logs>,
     /// Kept by the app.
     pub readiness: watch::Receiver<Readiness>,
     /// Reads the configuration again.
@@ -59,7 +62,7 @@ impl Admin {
     pub fn router(self) -> Router {
         let grpc = tonic::service::Routes::new(CacheAdminService::new(self.inventory.clone()).server());
         let cache = cache::router(self.inventory.clone()).merge(grpc.into_axum_router().reset_fallback());
-        let orders = cache.merge(config::router(self.reload.clone()));
+        let orders = cache.merge(log::router(self.logs.clone())).merge(config::router(self.reload.clone()));
         Router::new()
             .route("/metrics", get(metrics))
             // The runtime turns, or this would not answer.

@@ -14,8 +14,9 @@ use std::{
 use tonic::{body::Body, codec::Streaming, server::NamedService};
 use tonic_prost::ProstDecoder;
 use tower::Service;
+use tracing::Instrument as _;
 
-use super::{Times, guard::Guard, lease::Leases, peer::Peer, record::Record, status, via};
+use super::{Times, guard::Guard, lease::Leases, peer::Peer, record::Record, status, trace, via};
 use crate::{
     deadline::Deadline,
     error::{Error, ErrorKind},
@@ -59,14 +60,18 @@ impl LatentsService {
 
     /// Decode and Encode: they differ in their messages alone.
     async fn converse<M: RequestMessage>(self, request: http::Request<Body>) -> Response {
-        let mut record = Record::begin(self.metrics.clone(), Front::Grpc, M::TASK);
-        match self.open::<M>(request, &mut record).await {
-            Ok(exchange) => exchange.respond(record).await,
-            Err(error) => {
-                record.failed(&error);
-                status::grpc(&error).into_http()
+        let mut record = Record::begin(self.metrics.clone(), Front::Grpc, M::TASK, trace(request.headers()));
+        let span = record.span();
+        let work = async {
+            match self.open::<M>(request, &mut record).await {
+                Ok(exchange) => exchange.respond(record).await,
+                Err(error) => {
+                    record.failed(&error);
+                    status::grpc(&error).into_http()
+                }
             }
-        }
+        };
+        work.instrument(span).await
     }
 
     async fn open<M: RequestMessage>(
@@ -75,7 +80,7 @@ impl LatentsService {
         record: &mut Record,
     ) -> Result<Exchange<M>, Error> {
         record.visit(self.guard.admit(request.headers(), Peer::of(request.extensions()))?);
-        let hops = self.pipeline.passed(via(request.headers()))?;
+        let hops = self.pipeline.passed(via(request.headers()))?.in_trace(record.sent_from());
         let wished = timeout::of(request.headers())?;
         check_encoding(request.headers())?;
         let deadline = Deadline::within(record.began(), wished, self.times.request);

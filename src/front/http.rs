@@ -15,8 +15,16 @@ use axum::{
     routing::any,
 };
 use http::{Method, Request, Response, Version, request::Parts};
+use tracing::Instrument as _;
 
-use super::{Times, guard::Guard, lease::Leases, peer::Peer, record::Record, status, via};
+use super::{
+    Times,
+    guard::Guard,
+    lease::Leases,
+    peer::Peer,
+    record::{Record, Stage},
+    status, trace, via,
+};
 use crate::{
     deadline::Deadline,
     error::{Error, ErrorKind},
@@ -91,9 +99,10 @@ impl HttpFront {
         if parts.method != Method::POST {
             return status::method_not_allowed(METHODS);
         }
-        let mut record = Record::begin(self.0.metrics.clone(), Front::Http, task);
+        let mut record = Record::begin(self.0.metrics.clone(), Front::Http, task, trace(&parts.headers));
         let mut input = Input::new(body, self.0.times.stall);
-        match self.answer(task, model, (&parts, &mut input), &mut record).await {
+        let span = record.span();
+        match self.answer(task, model, (&parts, &mut input), &mut record).instrument(span).await {
             Ok(answer) => answer.respond(&self.0.leases, record),
             Err(error) => {
                 record.failed(&error);
@@ -118,17 +127,19 @@ impl HttpFront {
         let Shared { pipeline, guard, times, .. } = &*self.0;
         record.visit(guard.admit(&parts.headers, Peer::of(&parts.extensions))?);
         let deadline = Deadline::within(record.began(), None, times.request);
-        let hops = pipeline.passed(via(&parts.headers))?;
+        let hops = pipeline.passed(via(&parts.headers))?.in_trace(record.sent_from());
         let permit = pipeline.admit()?;
         pipeline.models().find(model, task)?;
         let head = Head::parse(task, model, parts)?;
         let (checked, representation, read) = deadline.bound("reading the input", head.read(pipeline, input)).await?;
         record.model(checked.model().id.shared());
         record.received(read.data.len() as u64);
+        record.enter(Stage::Lookup);
         let request =
             Asked { checked, data: read.data, digest: read.digest, policy: head.policy, permit, held: read.held, hops };
         let reply = deadline.bound("looking the answer up", pipeline.serve(request)).await?;
         record.accepted(reply.key, reply.outcome());
+        record.enter(Stage::Wait);
         let wishes = Wishes { accept: head.accept, representation, policy: head.policy };
         Answer::begin(reply, wishes, (deadline, times.stall), record).await
     }

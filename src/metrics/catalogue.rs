@@ -77,6 +77,7 @@ pub(super) mod name {
     pub(in crate::metrics) const FAILOVERS: &str = "latentgate_failovers_total";
     pub(in crate::metrics) const ENGINE_RUN: &str = "latentgate_engine_run_seconds";
     pub(in crate::metrics) const ENGINE_MODEL_LOADED: &str = "latentgate_engine_model_loaded";
+    pub(in crate::metrics) const TRACE_SPANS: &str = "latentgate_trace_spans_total";
 }
 
 const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Declared {
@@ -146,4 +147,5 @@ pub const CATALOGUE: &[Declared] = &[
     ),
     seconds(name::ENGINE_RUN, &["model", "task"], "Computing alone, without queue and rendering"),
     gauge(name::ENGINE_MODEL_LOADED, &["model"], "1 while a model's weights are in the engine"),
+    counter(name::TRACE_SPANS, &["result"], "Spans for the collector, by what became of them"),
 ];

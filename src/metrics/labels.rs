@@ -175,3 +175,28 @@ impl LookupResult {
         }
     }
 }
+
+/// What became of a span that was to be exported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SpanFate {
+    /// The collector has it.
+    Exported,
+    /// Too many waited already: dropped.
+    QueueFull,
+    /// The collector did not take it: dropped.
+    ExportFailed,
+}
+
+impl SpanFate {
+    /// Every fate.
+    pub const ALL: [Self; 3] = [Self::Exported, Self::QueueFull, Self::ExportFailed];
+
+    /// Metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Exported => "exported",
+            Self::QueueFull => "queue_full",
+            Self::ExportFailed => "export_failed",
+        }
+    }
+}

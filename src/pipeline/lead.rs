@@ -6,6 +6,7 @@ use std::{
 };
 
 use tokio::time::Instant;
+use tracing::{Instrument as _, Span};
 
 use super::{Keep, Pipeline};
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
     cache::tier::Tier,
     deadline::Deadline,
     error::{Error, ErrorKind},
-    flight::{Lead, Reach},
+    flight::{Lead, Reach, Start},
     hops::Hops,
     job::{Job, Output, Predicted, Work},
     key::ContentKey,
@@ -26,6 +27,7 @@ use crate::{
     progress::Progress,
     route::{self, Candidate, Failures, Unwell},
     task,
+    trace::TraceContext,
 };
 
 /// What a leader is to do.
@@ -59,6 +61,16 @@ impl Order {
 }
 
 impl Pipeline {
+    /// A leader that is ready to go.
+    pub(super) fn start(&self, order: Order, lead: Lead) -> Start<impl Future<Output = ()> + Send + use<>> {
+        let span = tracing::debug_span!(parent: None, "flight", key = ?order.key, model = %order.model.id);
+        // A child in the trace of the request that leads, which neither waits for it nor is kept open by it.
+        if let Some(request) = TraceContext::of(&Span::current()) {
+            request.adopt(&span);
+        }
+        Start { span, held: Box::new(order.later.clone()), leader: self.clone().lead(order, lead) }
+    }
+
     /// Steps 8 to 11. Ends the body on every path; memory is filled before a reader can see the end.
     pub(super) async fn lead(self, order: Order, mut lead: Lead) {
         let deadline = Deadline::within(Instant::now(), None, self.0.parts.flight_deadline);
@@ -109,10 +121,10 @@ impl Pipeline {
 
     async fn make(&self, order: &Order, lead: &mut Lead) -> Result<Made, Error> {
         if order.reach != Reach::Backend {
-            if let Some(made) = self.ask_tiers(order, lead).await? {
+            if let Some(made) = self.ask_tiers(order, lead).instrument(tracing::debug_span!("tiers")).await? {
                 return Ok(made);
             }
-            if let Some(made) = self.derive(order, lead).await? {
+            if let Some(made) = self.derive(order, lead).instrument(tracing::debug_span!("derive")).await? {
                 return Ok(made);
             }
         }
@@ -169,7 +181,8 @@ impl Pipeline {
             let backend = &backends[place];
             let is_last = turn + 1 == order.asked.len();
             compute.others = if is_last { Others::None } else { Others::Follow };
-            let Err(error) = backend.run(compute.clone(), writer).await else { return Ok(()) };
+            let span = tracing::debug_span!("backend", backend = backend.name(), %model);
+            let Err(error) = backend.run(compute.clone(), writer).instrument(span).await else { return Ok(()) };
             if writer.has_begun() || !route::fails_over(error.kind()) {
                 return Err(error);
             }

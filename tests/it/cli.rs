@@ -57,6 +57,8 @@ impl Serve {
 
     fn of(mut command: Command) -> Self {
         command.args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        // Its log is read at its end alone: a line for each request might fill the pipe.
+        command.env("LATENTGATE__LOG__ACCESS", "false");
         #[allow(clippy::zombie_processes, reason = "`terminate` and `Drop` wait for it")]
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());

@@ -40,6 +40,8 @@ mod flips;
 mod http;
 #[cfg(feature = "local")]
 mod kill;
+#[cfg(feature = "local")]
+mod logs;
 mod memory;
 mod mtls;
 mod observability;
@@ -49,7 +51,12 @@ mod parity;
 mod policies;
 mod reload;
 mod routes;
+#[cfg(feature = "local")]
+mod secrets;
 mod seeds;
+#[cfg(feature = "local")]
+mod traces;
+mod traces_off;
 mod unix_socket;
 mod upstream;
 mod upstream_faults;

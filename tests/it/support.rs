@@ -2,11 +2,15 @@
 
 pub mod browser;
 mod client;
+#[cfg(feature = "local")]
+pub mod collector;
 mod gated;
 pub mod http;
 pub mod origin;
 #[cfg(feature = "local")]
 pub mod process;
+#[cfg(feature = "local")]
+pub mod program;
 #[cfg(feature = "local")]
 pub mod pytorch;
 pub mod rig;

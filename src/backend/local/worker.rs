@@ -76,7 +76,10 @@ impl Worker {
             if compute.cancel.is_cancelled() || made.is_closed() {
                 continue;
             }
-            let result = span.in_scope(|| self.compute(&compute));
+            let (model, task) = (&compute.job.model.id, compute.job.task().label());
+            let run = tracing::debug_span!(parent: &span, "compute", %model, task);
+            let result = run.in_scope(|| self.compute(&compute));
+            drop((run, span));
             // Nobody may be waiting any more, and then nobody minds.
             drop(made.send(result.map(|(tensor, computed)| Made { tensor, queued, computed })));
         }

@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 use reqwest::Response;
 use tokio::time::{Instant, timeout_at};
+use tracing::Span;
 
 use super::{
     Config,
@@ -20,7 +21,7 @@ use super::{
     retry, reuse,
     token::Secret,
 };
-use crate::hf;
+use crate::{hf, trace::TraceContext};
 
 /// What is read of the body of a failure.
 const MAX_FAILURE_BYTES: usize = 64 << 10;
@@ -41,6 +42,8 @@ pub(super) struct Attempt<'a> {
     pub(super) token: Option<&'a Secret>,
     /// Which latentgates the job has passed, this one last.
     pub(super) via: &'a str,
+    /// The span that the job's request was sent from: named upstream where we have no span of our own.
+    pub(super) trace: Option<&'a TraceContext>,
 }
 
 /// A reply whose head fits.
@@ -95,6 +98,14 @@ impl<'a> Attempt<'a> {
         }
         if let Ok(via) = header::HeaderValue::from_str(self.via) {
             headers.insert(header::VIA, via);
+        }
+        if let Some(trace) = TraceContext::of(&Span::current()).as_ref().or(self.trace) {
+            let texts = [("traceparent", Some(trace.parent())), ("tracestate", trace.state())];
+            for (name, text) in texts {
+                if let Some(value) = text.and_then(|text| header::HeaderValue::try_from(text).ok()) {
+                    headers.insert(name, value);
+                }
+            }
         }
         // The body is shared with every other attempt.
         self.client.post(self.endpoint.target(&plan.query)).headers(headers).body(plan.body.clone())

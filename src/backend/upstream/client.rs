@@ -46,7 +46,7 @@ pub(super) fn build(config: &Config) -> Result<reqwest::Client, StartError> {
 }
 
 /// TLS 1.2 and 1.3 by ring; HTTP/2 where the server offers it.
-fn tls(ca_file: Option<&Path>) -> Result<ClientConfig, StartError> {
+pub(super) fn tls(ca_file: Option<&Path>) -> Result<ClientConfig, StartError> {
     let provider = Arc::new(ring::default_provider());
     let extra = ca_file.map(certificates).transpose()?.unwrap_or_default();
     let builder = ClientConfig::builder_with_provider(provider.clone())

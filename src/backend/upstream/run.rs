@@ -8,6 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
+use tracing::{Instrument as _, field::Empty};
 
 use super::{
     Shared,
@@ -25,6 +26,7 @@ use crate::{
     error::Error,
     job::Job,
     task,
+    trace::TraceContext,
 };
 
 /// One job.
@@ -35,6 +37,8 @@ pub(super) struct Run<'a> {
     pub(super) others: Others,
     /// The value of `Via`.
     pub(super) via: &'a str,
+    /// The span that the job's request was sent from.
+    pub(super) trace: Option<&'a TraceContext>,
 }
 
 /// A turn at the endpoint of a number, and what is sent there.
@@ -107,7 +111,8 @@ impl<'a> Run<'a> {
 
     /// Waits for a turn, and then makes the request's body.
     async fn sit(&self, number: usize, delivery: &mut Delivery<'_>) -> Result<Seat, Error> {
-        let (turn, waited) = self.group.get(number).turn().await?;
+        let turn = self.group.get(number).turn().instrument(tracing::debug_span!("queue"));
+        let (turn, waited) = turn.await?;
         delivery.queued += waited;
         let job = self.job.clone();
         let plan = if Plan::is_at_hand(&job) {
@@ -123,8 +128,12 @@ impl<'a> Run<'a> {
     async fn attempt(&self, seat: &Seat, token: Option<&Secret>, delivery: &mut Delivery<'_>) -> Result<(), Failure> {
         let (client, config) = (&self.shared.client, &self.shared.config);
         let (endpoint, plan) = (self.group.get(seat.number), &seat.plan);
-        let reply = Attempt { client, config, endpoint, plan, token, via: self.via }.send().await?;
-        delivery.take(reply).await
+        let attempt = Attempt { client, config, endpoint, plan, token, via: self.via, trace: self.trace };
+        let span = tracing::debug_span!("attempt", "otel.kind" = "client", upstream = endpoint.label(), code = Empty);
+        let exchange = async { delivery.take(attempt.send().await?).await };
+        let result = exchange.instrument(span.clone()).await;
+        span.record("code", result.as_ref().map_or_else(|failure| failure.code.label(), |()| "ok"));
+        result
     }
 
     /// After a failure: how long to wait before the next attempt, or the error that the job ends with.

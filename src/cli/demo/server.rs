@@ -3,11 +3,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, bail};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    time::timeout,
-};
+use http::Method;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -17,9 +14,11 @@ use super::MODEL;
 use crate::{
     App, Config,
     app::Addresses,
+    cli::page,
     config::ModelConfig,
+    metrics::Metrics,
     task::{self, Task},
-    telemetry,
+    telemetry::Telemetry,
 };
 
 /// Weights of the built-in model are megabytes and in memory already; this is for very slow machines.
@@ -42,7 +41,7 @@ impl Server {
         (config.listen.data, config.listen.admin) = (any_port, any_port);
         config.models.insert(MODEL.to_owned(), ModelConfig { preload: true, ..ModelConfig::default() });
         "warn".clone_into(&mut config.log.filter);
-        telemetry::install(&config.log).map_err(anyhow::Error::msg).context("log")?;
+        Telemetry::install(&config.log, &config.trace, &Metrics::new())?;
         let app = App::bind(config).await?;
         let addresses = app.addresses();
         let stop = CancellationToken::new();
@@ -61,7 +60,8 @@ impl Server {
 
     /// How many times the engine has run, by the app's own account.
     pub(super) async fn engine_runs(&self) -> anyhow::Result<u64> {
-        let page = get(self.addresses.admin, "/metrics").await?;
+        let admin = format!("http://{}", self.addresses.admin);
+        let page = page::ask(&admin, &Method::GET, "/metrics", "").await?;
         let samples = page.lines().filter(|line| line.starts_with(ENGINE_RUNS));
         let counts = samples.map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<u64>());
         counts.sum::<Result<u64, _>>().context("the metrics are not readable")
@@ -86,17 +86,5 @@ impl Server {
             }
         }
         bail!("the server ended before it was ready")
-    }
-}
-
-/// The body of a page: HTTP/1.0 ends it with the connection, so that nothing has to be parsed.
-async fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
-    let mut socket = TcpStream::connect(address).await.context("the admin port does not answer")?;
-    socket.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
-    let mut response = String::new();
-    socket.read_to_string(&mut response).await?;
-    match response.split_once("\r\n\r\n") {
-        Some((head, body)) if head.split(' ').nth(1) == Some("200") => Ok(body.to_owned()),
-        _ => bail!("{path}: {}", response.lines().next().unwrap_or("no answer")),
     }
 }

@@ -7,6 +7,7 @@ use futures_util::{Stream, StreamExt as _};
 use http_body::Frame;
 use tokio::time::Instant;
 use tonic::body::Body;
+use tracing::Instrument as _;
 
 use super::{
     Response, convert,
@@ -22,7 +23,7 @@ use crate::{
     error::{Error, ErrorKind},
     front::{
         lease::{Lease, Leases, TakenBack, Terms},
-        record::Record,
+        record::{Record, Stage},
         status,
     },
     hops::Hops,
@@ -74,6 +75,7 @@ impl<M: RequestMessage> Exchange<M> {
             respond(leases.lease(Box::pin(frames.map(Ok)), terms))
         };
         if let (Some(claimed), false) = (self.claimed, self.input.has_data()) {
+            record.enter(Stage::Lookup);
             let found = self.pipeline.find(&self.checked, &claimed, self.policy, self.permit);
             return match deadline.bound("looking the answer up", async { Ok(found.await) }).await {
                 Ok(Ok(reply)) => stream(Box::pin(Answer::new(reply, wants, deadline, record).frames())),
@@ -96,9 +98,10 @@ impl<M: RequestMessage> Exchange<M> {
     /// Digest first, and not found: the response opens with `need_data`.
     fn ask_for_data(self, mut record: Record) -> impl Stream<Item = Frame<Bytes>> {
         async_stream::stream! {
-            let (deadline, wants) = (self.deadline, self.wants);
+            let (deadline, wants, span) = (self.deadline, self.wants, record.span());
+            record.enter(Stage::Receive);
             yield Frame::data(framing::event(Event::NeedData(proto::NeedData {})));
-            match self.serve_asked(&mut record).await {
+            match self.serve_asked(&mut record).instrument(span).await {
                 Ok(reply) => {
                     let frames = Answer::new(reply, wants, deadline, record).frames();
                     for await frame in frames {
@@ -137,6 +140,7 @@ impl<M: RequestMessage> Exchange<M> {
         if claimed.is_some_and(|claimed| claimed != digest) {
             return Err(Error::bad_request("digest", "the data do not have the digest that the spec claims"));
         }
+        record.enter(Stage::Lookup);
         let request = Request { checked, data, digest, policy, permit, held, hops };
         deadline.bound("looking the answer up", pipeline.serve(request)).await
     }
@@ -204,6 +208,7 @@ impl Ahead {
 impl Answer {
     fn new(reply: Reply, wants: proto::Wants, deadline: Deadline, mut record: Record) -> Self {
         record.accepted(reply.key, reply.outcome());
+        record.enter(Stage::Wait);
         Self { reply, wants, deadline, record, received_at: Instant::now() }
     }
 
@@ -230,6 +235,7 @@ impl Answer {
                 }
             };
             self.record.accepted(self.reply.key, self.reply.outcome());
+            self.record.begins(&meta);
             if let Some(frame) = ahead.small(framing::event(Event::Header(convert::header(&meta)))) {
                 yield frame;
             }

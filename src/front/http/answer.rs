@@ -67,6 +67,7 @@ impl Answer {
         let meta = deadline.bound("waiting for the answer", reply.reader.meta()).await?;
         // By now it is known where it comes from.
         record.accepted(reply.key, reply.outcome());
+        record.begins(&meta);
         Ok(Self { reply, meta, wishes, deadline, stall, received })
     }
 
