@@ -124,8 +124,9 @@ fn latentgate(
             "models.{name} = {{ like = \"sd-v1\", backends = [\"upstream\"], upstream.decode = [\"http://{origin}/{name}\"] }}\n"
         )
     };
+    // As of the others, nothing is logged of a request.
     let listen =
-        format!("listen = {{ data = \"{address}\", admin = \"{admin}\", socket = \"{}\" }}\n", socket.display());
+        format!("log.access = false\nlisten = {{ data = \"{address}\", admin = \"{admin}\", socket = \"{}\" }}\n", socket.display());
     let file = folder.join(format!("{name}.toml"));
     fs::write(&file, [listen, cache.to_owned(), BODIES.map(|body| model(body.name)).concat()].concat())?;
     let configure = |command: &mut Command| {
