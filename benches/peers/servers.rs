@@ -125,8 +125,10 @@ fn latentgate(
         )
     };
     // As of the others, nothing is logged of a request.
-    let listen =
-        format!("log.access = false\nlisten = {{ data = \"{address}\", admin = \"{admin}\", socket = \"{}\" }}\n", socket.display());
+    let listen = format!(
+        "log.access = false\nlisten = {{ data = \"{address}\", admin = \"{admin}\", socket = \"{}\" }}\n",
+        socket.display()
+    );
     let file = folder.join(format!("{name}.toml"));
     fs::write(&file, [listen, cache.to_owned(), BODIES.map(|body| model(body.name)).concat()].concat())?;
     let configure = |command: &mut Command| {
