@@ -223,6 +223,8 @@ impl Drop for Record {
         if !self.ended {
             self.error = Some(if self.overdue.is_set() {
                 Overdue::error()
+            } else if std::thread::panicking() {
+                Error::internal("handling the request panicked")
             } else {
                 Error::new(ErrorKind::Cancelled, "the client left before the end of the answer")
             });

@@ -1,9 +1,11 @@
 //! The routes, as hyper calls them for one connection: each request is told who its peer is, and is in progress until the
-//! last of its answer has been handed over.
+//! last of its answer has been handed over. A panic is that request's error: of a connection that carries others nothing
+//! else ends.
 
 use std::{
     convert::Infallible,
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc,
@@ -21,7 +23,10 @@ use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
 use pin_project_lite::pin_project;
 
 use super::conversation::{Busy, InProgress};
-use crate::front::peer::Peer;
+use crate::{
+    error::Error,
+    front::{peer::Peer, status},
+};
 
 /// The service of one connection.
 #[derive(Clone)]
@@ -38,6 +43,7 @@ pin_project! {
     pub(super) struct Answering {
         #[pin]
         answer: TowerToHyperServiceFuture<Router, Request<Incoming>>,
+        is_grpc: bool,
         in_progress: Option<InProgress>,
         is_parting: Option<Arc<AtomicBool>>,
     }
@@ -70,7 +76,8 @@ impl Service<Request<Incoming>> for Served {
     fn call(&self, mut request: Request<Incoming>) -> Answering {
         request.extensions_mut().insert(self.peer.clone());
         let (in_progress, is_parting) = (Some(self.busy.begin()), self.is_parting.clone());
-        Answering { answer: self.router.call(request), in_progress, is_parting }
+        let is_grpc = status::is_grpc(&request);
+        Answering { answer: self.router.call(request), is_grpc, in_progress, is_parting }
     }
 }
 
@@ -79,7 +86,13 @@ impl Future for Answering {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let Ok(mut answer) = ready!(this.answer.poll(cx));
+        let mut answer = match catch_unwind(AssertUnwindSafe(|| this.answer.poll(cx))) {
+            Ok(polled) => {
+                let Ok(answer) = ready!(polled);
+                answer
+            }
+            Err(_panic) => panicked(*this.is_grpc),
+        };
         if this.is_parting.as_ref().is_some_and(|is_parting| is_parting.load(Ordering::Relaxed)) {
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -93,7 +106,12 @@ impl http_body::Body for Counted {
     type Error = axum::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        self.project().body.poll_frame(cx)
+        let body = self.project().body;
+        catch_unwind(AssertUnwindSafe(|| body.poll_frame(cx))).unwrap_or_else(|_panic| {
+            let error = Error::internal("making the answer panicked");
+            tracing::error!(%error, "an answer broke off");
+            Poll::Ready(Some(Err(axum::Error::new(error))))
+        })
     }
 
     fn is_end_stream(&self) -> bool {
@@ -103,4 +121,11 @@ impl http_body::Body for Counted {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+}
+
+/// The answer to a request whose handling has panicked. What the panic said is on standard error already.
+fn panicked(is_grpc: bool) -> Response<Body> {
+    let error = Error::internal("handling the request panicked");
+    tracing::error!(%error, "a request broke off");
+    if is_grpc { status::grpc(&error).into_http() } else { status::http(&error) }
 }

@@ -190,3 +190,27 @@ async fn a_stop_does_not_wait_for_those_who_have_not_said_what_they_speak() {
     serving.join().await.unwrap();
     assert_eq!(until_closed(silent).await, b"");
 }
+
+#[tokio::test]
+async fn a_panic_is_one_requests_error() {
+    let stop = CancellationToken::new();
+    let listener = Listener::bind("test", SocketAddr::from(([127, 0, 0, 1], 0)), limits(1)).await.unwrap();
+    let address = listener.address().unwrap();
+    let router = Router::new()
+        .route("/", axum::routing::get(|| async { "served" }))
+        .route("/panics", axum::routing::any(|| async { if true { panic!("on purpose") } else { "" } }));
+    task::spawn(tracing::Span::none(), listener.with(router).serve(stop.clone(), Duration::ZERO)).detach();
+    let mut client = TcpStream::connect(address).await.unwrap();
+    // One after the other on one connection, which the panics leave as it was.
+    let requests = "GET /panics HTTP/1.1\r\nHost: x\r\n\r\n\
+                    POST /panics HTTP/1.1\r\nHost: x\r\nContent-Type: application/grpc\r\nContent-Length: 0\r\n\r\n\
+                    GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    client.write_all(requests.as_bytes()).await.unwrap();
+    let mut answers = String::new();
+    client.read_to_string(&mut answers).await.unwrap();
+    let told: Vec<_> = answers.split("HTTP/1.1 ").skip(1).collect();
+    assert!(told[0].starts_with("500") && told[0].contains(r#"{"error":"handling the request panicked"#), "{answers}");
+    assert!(told[1].starts_with("200") && told[1].contains("grpc-status: 13"), "{answers}");
+    assert!(told[2].starts_with("200") && told[2].ends_with("served"), "{answers}");
+    stop.cancel();
+}
