@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::support::{PATIENCE, TestApp, config, decode_spec, http, latents};
+use crate::support::{PATIENCE, TestApp, config, decode_spec, http, latents, program::Program};
 
 /// Short for a person, long for a computer.
 const SOON: Duration = Duration::from_millis(300);
@@ -164,12 +164,10 @@ fn bounds_that_cannot_be_are_told_with_their_keys() {
 }
 
 /// The program raises its own limit on descriptors as far as its connections need and the hard limit allows.
-#[test]
-fn there_are_descriptors_for_all_connections() {
-    let process = crate::support::process::Process::serve(|command| {
-        command.env("LATENTGATE__LISTEN__MAX_CONNECTIONS", "1500");
-    });
-    let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.child.id())).unwrap();
+#[tokio::test]
+async fn there_are_descriptors_for_all_connections() {
+    let program = Program::start("route.backends = [\"local\"]\nlisten.max_connections = 1500\n").await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", program.child.id())).unwrap();
     let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
     let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
     let [soft, hard] = numbers[..] else { return };

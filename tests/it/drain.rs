@@ -24,8 +24,9 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{decode_spec, latents, process::Process};
+use crate::support::{decode_spec, latents, program::Program};
 
+const CONFIG: &str = "route.backends = [\"local\"]\nlog.access = false\n";
 /// Answers of all rounds together are at least this many.
 const ANSWERS: usize = 5000;
 /// Answers of a round before the signal.
@@ -70,21 +71,21 @@ impl Counts {
 async fn a_terminated_server_answers_every_accepted_request() {
     let mut answered = 0;
     while answered < ANSWERS {
-        let (counts, mut process) = (Arc::new(Counts::default()), Process::serve(|_| {}));
+        let (counts, mut program) = (Arc::new(Counts::default()), Program::start(CONFIG).await);
         let mut asking = JoinSet::new();
         for _ in 0..6 {
-            asking.spawn(over_http_1(process.data, counts.clone()));
-            asking.spawn(over_http_2(process.data, counts.clone(), ask_http));
-            asking.spawn(over_http_2(process.data, counts.clone(), ask_grpc));
+            asking.spawn(over_http_1(program.data, counts.clone()));
+            asking.spawn(over_http_2(program.data, counts.clone(), ask_http));
+            asking.spawn(over_http_2(program.data, counts.clone(), ask_grpc));
         }
         while counts.answered.load(Ordering::SeqCst) < BEFORE {
             assert_eq!(counts.lost.load(Ordering::SeqCst), 0, "before the signal");
             tokio::task::yield_now().await;
         }
-        process.signal("TERM");
+        program.signal("TERM");
         timeout(PATIENCE, asking.join_all()).await.expect("everybody is told the end");
         assert_eq!(counts.lost.load(Ordering::SeqCst), 0, "of {answered} and this round's");
-        assert!(process.child.wait().unwrap().success());
+        assert!(program.child.wait().unwrap().success());
         answered += counts.answered.load(Ordering::SeqCst);
     }
     println!("{answered} answered, none lost");

@@ -3,7 +3,7 @@
 //!
 //! A few rounds here; `LATENTGATE_KILL_ROUNDS=200` has more.
 
-use std::{collections::HashMap, fs, path::Path, process::Command, time::Duration};
+use std::{collections::HashMap, fs, path::Path, time::Duration};
 
 use latentgate::proto::{CachePolicy, DecodeSpec, Source};
 use tempfile::TempDir;
@@ -12,23 +12,28 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{Client, decode_spec, latents, process::Process};
+use crate::support::{
+    Client, decode_spec, latents,
+    program::{Program, signal},
+};
 
 const ROUNDS: u32 = 6;
 
 /// A process, its client, its admin port.
 struct Victim {
-    process: Process,
+    program: Program,
     client: Client,
 }
 
 impl Victim {
     async fn start(folder: &Path) -> Self {
-        let process = Process::serve(|command| {
-            command.env("LATENTGATE__CACHE__DISK__PATH", folder).env("LATENTGATE__CACHE__DISK__MIN_FREE", "0B");
-            command.env("LATENTGATE__CACHE__MEMORY__CAPACITY", "0B");
-        });
-        Self { client: Client::connect(process.data).await, process }
+        let config = format!(
+            "route.backends = [\"local\"]\nlog.access = false\ncache.memory.capacity = \"0B\"\n\
+             cache.disk = {{ path = \"{}\", min_free = \"0B\" }}\n",
+            folder.display()
+        );
+        let program = Program::start(&config).await;
+        Self { client: program.client().await, program }
     }
 
     async fn ask(&self, seed: u32, policy: CachePolicy) -> Option<(Source, Vec<u8>)> {
@@ -38,7 +43,7 @@ impl Victim {
     }
 
     async fn is_written(&self) -> bool {
-        let Ok(mut stream) = TcpStream::connect(self.process.admin).await else { return false };
+        let Ok(mut stream) = TcpStream::connect(self.program.admin).await else { return false };
         let mut text = String::new();
         let asked = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
         asked.is_ok()
@@ -77,17 +82,17 @@ async fn a_process_that_is_killed_loses_nothing_that_was_written_and_leaves_noth
         finished = right.keys().copied().collect();
         let mut victim = victim;
         let delay = Duration::from_micros(u64::from(round * 7919 % 40_000));
-        let pid = victim.process.child.id().to_string();
+        let pid = victim.program.child.id();
         let killer = std::thread::spawn(move || {
             std::thread::sleep(delay);
-            Command::new("kill").args(["-9", &pid]).status().unwrap();
+            signal(pid, "KILL");
         });
         while let Some((_, bytes)) = victim.ask(seed + 1, CachePolicy::Default).await {
             seed += 1;
             right.insert(seed, bytes);
         }
         killer.join().unwrap();
-        victim.process.child.wait().unwrap();
+        victim.program.child.wait().unwrap();
         // Bounded, or a long run would ask for more and more.
         if finished.len() > 40 {
             finished.clear();

@@ -10,7 +10,7 @@ use std::{
 use latentgate::config::{ConfigError, Fault};
 use parking_lot::Mutex;
 
-use crate::support::{TestApp, config, http, process::Process};
+use crate::support::{TestApp, config, http, program::Program};
 
 async fn reload(admin: std::net::SocketAddr) -> (u16, serde_json::Value) {
     let answer = http::raw(admin, &http::request("POST", "/config/reload", &[], b"")).await.expect("an answer");
@@ -92,10 +92,10 @@ fn token(file: &Path, name: &str) -> String {
     token
 }
 
-async fn status(process: &Process, token: &str) -> u16 {
+async fn status(program: &Program, token: &str) -> u16 {
     let authorization = format!("Bearer {token}");
     let request = http::request("GET", "/decode/builtin", &[("Authorization", &authorization)], b"");
-    http::raw(process.data, &request).await.unwrap().status
+    http::raw(program.data, &request).await.unwrap().status
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,36 +107,34 @@ async fn the_program_reads_again_on_a_hangup_and_by_command() {
         fs::write(&file, format!("[clients]\nfile = {clients:?}\n[reload]\nevery = \"0s\"\n{more}")).unwrap();
     };
     write("");
-    let process = Process::serve(|command| {
-        command.arg("--config").arg(&file);
-    });
-    assert_eq!((status(&process, &first).await, status(&process, "other").await), (200, 401));
+    let program = Program::of_file(&file).await;
+    assert_eq!((status(&program, &first).await, status(&program, "other").await), (200, 401));
 
     let second = token(&clients, "studio");
-    assert_eq!(status(&process, &first).await, 200, "not by itself");
-    process.signal("HUP");
-    while status(&process, &second).await != 200 {}
-    assert_eq!(status(&process, &first).await, 401);
+    assert_eq!(status(&program, &first).await, 200, "not by itself");
+    program.signal("HUP");
+    while status(&program, &second).await != 200 {}
+    assert_eq!(status(&program, &first).await, 401);
 
     let third = token(&clients, "studio");
     write("[limits]\nmax_batch = 3\n");
-    let admin = format!("http://{}", process.admin);
+    let admin = format!("http://{}", program.admin);
     let told = run(&["config", "reload", "--admin", &admin]);
     let said = text(&told.stdout);
     assert!(told.status.success(), "{}", text(&told.stderr));
     assert!(said.contains("in force: clients.file") && said.contains("needs a restart: limits.max_batch"), "{said}");
-    assert_eq!((status(&process, &third).await, status(&process, &second).await), (200, 401));
+    assert_eq!((status(&program, &third).await, status(&program, &second).await), (200, 401));
 
     write("[limits]\nmax_batch = 0\n");
     let told = run(&["config", "reload", "--admin", &admin]);
     assert_eq!(told.status.code(), Some(1));
     assert!(text(&told.stderr).contains("limits.max_batch = 0"), "{}", text(&told.stderr));
-    assert_eq!(status(&process, &third).await, 200);
+    assert_eq!(status(&program, &third).await, 200);
 
     // The program's own client, and nothing of its secrets anywhere.
     let key = folder.path().join("token");
     fs::write(&key, format!("{third}\n")).unwrap();
-    let url = format!("http://{}", process.data);
+    let url = format!("http://{}", program.data);
     let models = run(&["models", "--server", &url, "--token-file", key.to_str().unwrap()]);
     assert!(models.status.success() && text(&models.stdout).contains("builtin"), "{}", text(&models.stderr));
     let refused = run(&["models", "--server", &url]);

@@ -8,8 +8,6 @@ mod gated;
 pub mod http;
 pub mod origin;
 #[cfg(feature = "local")]
-pub mod process;
-#[cfg(feature = "local")]
 pub mod program;
 #[cfg(feature = "local")]
 pub mod pytorch;

@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
+    path::Path,
     process::{Child, Command, Stdio},
     thread,
 };
@@ -14,11 +15,12 @@ use super::{Client, PATIENCE, http};
 
 /// A running `latentgate serve`. Killed if a test fails before it ends it.
 pub struct Program {
-    child: Child,
+    pub child: Child,
     pub data: SocketAddr,
     pub admin: SocketAddr,
     log: watch::Receiver<Vec<String>>,
-    _config: NamedTempFile,
+    /// Removed with it.
+    own_config: Option<NamedTempFile>,
 }
 
 /// The program, with nothing of what the person who runs the tests has configured.
@@ -36,8 +38,15 @@ impl Program {
     pub async fn start(config: &str) -> Self {
         let mut file = NamedTempFile::new().unwrap();
         file.write_all(config.as_bytes()).unwrap();
+        let mut program = Self::of_file(file.path()).await;
+        program.own_config = Some(file);
+        program
+    }
+
+    /// The same with a configuration that somebody else keeps.
+    pub async fn of_file(config: &Path) -> Self {
         let mut command = latentgate();
-        command.arg("--config").arg(file.path()).args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        command.arg("--config").arg(config).args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
         #[allow(clippy::zombie_processes, reason = "`terminate` and `Drop` wait for it")]
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let (lines, log) = watch::channel(Vec::new());
@@ -48,7 +57,7 @@ impl Program {
             }
         });
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut program = Self { child, data: nowhere, admin: nowhere, log, _config: file };
+        let mut program = Self { child, data: nowhere, admin: nowhere, log, own_config: None };
         let line = program.until_line(|line| line.contains("serving")).await;
         [program.data, program.admin] = ["data", "admin"].map(|name| address(&line, name));
         program
@@ -98,14 +107,24 @@ impl Program {
         assert!(in_time, "{name}{{{label}}} did not reach {least}:\n{}", self.log());
     }
 
+    /// `TERM`, `KILL`, `HUP`.
+    pub fn signal(&self, name: &str) {
+        signal(self.child.id(), name);
+    }
+
     /// SIGTERM, and the log of its whole life once it has ended in order.
     pub async fn terminate(mut self) -> String {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.signal("TERM");
         self.until_line(|line| line.contains("stopped")).await;
         assert_eq!(self.child.wait().unwrap().code(), Some(0));
         self.log()
     }
+}
+
+/// Sends a signal to a process that is there.
+pub fn signal(pid: u32, name: &str) {
+    let sent = Command::new("kill").args(["-s", name, &pid.to_string()]).status();
+    assert!(sent.unwrap().success(), "SIG{name}");
 }
 
 impl Drop for Program {
