@@ -216,7 +216,7 @@ async fn silence_is_left_in_time() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_closed_port_is_an_error_and_a_second_endpoint_makes_it_none() {
     let origin = Origin::start().await;
-    let closed = Origin::closed_url().await;
+    let closed = Origin::closed_url();
     for (urls, is_served) in [(vec![closed.clone()], false), (vec![closed, origin.decode_url()], true)] {
         let mut config = patient();
         served_by(&mut config, MODEL, urls, vec![route::Name::Upstream]);

@@ -179,7 +179,7 @@ async fn an_absent_collector_and_one_that_never_answers_cost_spans_and_no_reques
     let origin = Origin::start().await;
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent = format!("http://{}", silent.local_addr().unwrap());
-    for (url, queue, result) in [(Origin::closed_url().await, 4096, "export_failed"), (silent, 1, "queue_full")] {
+    for (url, queue, result) in [(Origin::closed_url(), 4096, "export_failed"), (silent, 1, "queue_full")] {
         let trace = format!("endpoint = \"{url}\"\nqueue = {queue}\ntimeout = \"3s\"\n[shutdown]\ngrace = \"1s\"");
         let mut program = Program::start(&config(&origin, &trace)).await;
         let client = program.client().await;

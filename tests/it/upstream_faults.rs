@@ -371,7 +371,7 @@ async fn a_circuit_opens_spares_the_endpoint_and_closes_again() {
 #[tokio::test]
 async fn another_endpoint_takes_over_at_once() {
     let origin = Origin::start().await;
-    let urls = [Origin::closed_url().await, origin.decode_url()];
+    let urls = [Origin::closed_url(), origin.decode_url()];
     let slow = Duration::from_hours(1);
     let config = Config {
         retries: 1,

@@ -6,12 +6,12 @@
 
 mod answers;
 
-use std::{collections::VecDeque, io, sync::Arc};
+use std::{collections::VecDeque, io, net::SocketAddr, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{Semaphore, watch},
     task::JoinHandle,
 };
@@ -126,10 +126,12 @@ impl Origin {
         Self { port, shared, serving }
     }
 
-    /// A URL where nobody listens.
-    pub async fn closed_url() -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        format!("http://{}", listener.local_addr().expect("a bound socket has an address"))
+    /// A URL where nobody listens. Its port stays taken until the tests end, or the next one to ask for any would get it,
+    /// and listen there.
+    pub fn closed_url() -> String {
+        let socket = Box::leak(Box::new(TcpSocket::new_v4().expect("a socket")));
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
+        format!("http://{}", socket.local_addr().expect("a bound socket has an address"))
     }
 
     /// `http://host:port`.
