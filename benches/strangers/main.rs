@@ -1,10 +1,10 @@
 //! Ten thousand bad clients, and a good one beside them: what he notices, and what they leave behind.
 //!
 //! The server is the program as a process of its own, with TLS and named clients. The good client asks for the same answer
-//! over and over on one connection, first in calm, then while strangers come in turns of every kind (`strangers.rs`), and memory is
-//! looked at again when they have gone. Goals: his p99 stays within twice that of calm, no request of his fails, and the server's resident memory
-//! comes back to what it was, give or take a tenth. Everything is on loopback and bounded in
-//! count and time. Numbers that miss a goal are printed and are no failure; an answer that is not whole is.
+//! over and over on one connection, first in calm, then while strangers come in turns of every kind (`strangers.rs`);
+//! memory is looked at again when they have gone. Goals: his p99 stays within twice that of calm, no request of his fails,
+//! and the server's resident memory comes back to what it was, give or take a tenth. Everything is on loopback and bounded
+//! in count and time. Numbers that miss a goal are printed and are no failure; an answer that is not whole is.
 
 mod server;
 mod strangers;
