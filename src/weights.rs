@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use memmap2::MmapMut;
 
 use crate::model::{ModelSpec, Task, WeightsSource};
 
@@ -100,9 +101,22 @@ impl Found {
     pub fn read(&self) -> io::Result<Bytes> {
         match &self.tensors {
             Tensors::Builtin => Ok(Bytes::from_static(BUILTIN_TENSORS)),
-            Tensors::File(path) => fs::read(path).map(Bytes::from),
+            Tensors::File(path) => read_whole(path),
         }
     }
+}
+
+/// Into pages of its own: hundreds of megabytes that are wanted for a moment go back to the system afterwards. Not mapped
+/// from the file, which others may cut short meanwhile.
+fn read_whole(path: &Path) -> io::Result<Bytes> {
+    let mut file = File::open(path)?;
+    let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    if len == 0 {
+        return Ok(Bytes::new());
+    }
+    let mut pages = MmapMut::map_anon(len)?;
+    file.read_exact(&mut pages)?;
+    Ok(Bytes::from_owner(pages))
 }
 
 fn builtin() -> Found {

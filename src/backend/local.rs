@@ -6,13 +6,16 @@
 //! picture is encoded on the blocking pool, while the engine starts on the next job. A panic in a run is that run's
 //! error; the model it happened in is dropped and loads afresh.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, mpsc},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{oneshot, watch},
     time::Instant,
 };
 use tracing::{Instrument as _, Span};
@@ -82,7 +85,7 @@ pub struct Weights {
 /// The handle. Dropping it ends the engine's thread after the job in hand.
 pub struct Local {
     line: Line,
-    orders: mpsc::Sender<Order>,
+    orders: mpsc::SyncSender<Order>,
     health: watch::Receiver<Health>,
     metrics: Metrics,
 }
@@ -113,7 +116,7 @@ impl Local {
     /// Starts the engine's thread, which opens the device and loads what is to be preloaded. Returns at once; what
     /// cannot be loaded shows in the health.
     pub fn start(config: &Config, models: Vec<LocalModel>, metrics: Metrics) -> Result<Self, Error> {
-        let (sender, orders) = mpsc::channel(TURNS);
+        let (sender, orders) = mpsc::sync_channel(TURNS);
         let states = models.iter().map(|model| {
             let state = match (&model.weights, model.preload) {
                 (Err(why), _) => ModelState::Unavailable(why.clone()),
@@ -124,7 +127,7 @@ impl Local {
         });
         let (health_sender, health) = watch::channel(states.collect());
         let worker = worker::Worker::new(config.clone(), models, health_sender, metrics.clone());
-        task::thread("engine", move || worker.run(orders))
+        task::thread("engine", move || worker.run(&orders))
             .map_err(|error| Error::internal("the engine's thread does not start").caused_by(error))?;
         metrics.backend_queue_capacity(NAME, config.queue);
         let line = Line::new(NAME, "engine.queue", TURNS, config.queue, metrics.clone());

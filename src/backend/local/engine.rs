@@ -20,6 +20,7 @@ mod map;
 mod models;
 mod norm;
 mod place;
+mod residual;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -29,6 +30,7 @@ pub use crate::{
     model::{Scaling, Task},
 };
 pub use error::{Cancelled, EngineError};
+pub use host::{arena::Arena, simd::Instructions};
 pub use place::{Device, ParseDeviceError, Precision};
 
 use checkpoint::Weights;
@@ -52,6 +54,11 @@ pub struct Checkpoint<'a> {
 pub trait Observer {
     /// A block is done. `Err` stops the run before the next.
     fn block_done(&mut self) -> Result<(), Cancelled>;
+
+    /// A part of a block is done. `Err` stops the run before the next.
+    fn part_done(&mut self) -> Result<(), Cancelled> {
+        Ok(())
+    }
 }
 
 /// What a loaded model says of itself.
@@ -85,15 +92,26 @@ pub struct Facts {
 pub struct Autoencoder {
     config: Config,
     site: Site,
+    arena: Arena,
+    /// Runs that would take more than this many bytes besides the weights are computed in bands.
+    memory: u64,
     encoder: Option<Encoder>,
     decoder: Option<Decoder>,
     parameters: u64,
     weight_bytes: u64,
 }
 
+/// How a run goes, and the memory it takes.
+struct Plan {
+    in_bands: Option<usize>,
+    bytes: u64,
+}
+
 /// One run's state.
 struct Run<'a> {
     observer: &'a mut dyn Observer,
+    /// Blocks of maps with at least so many pixels are computed some rows at a time.
+    in_bands: Option<usize>,
 }
 
 // === impl Autoencoder ===
@@ -122,7 +140,22 @@ impl Autoencoder {
             return Err(EngineError::NoHalf("encoder and no decoder"));
         }
         let (parameters, weight_bytes) = weights.taken();
-        Ok(Self { config, site, encoder, decoder, parameters, weight_bytes })
+        Ok(Self { config, site, arena: Arena::default(), memory: u64::MAX, encoder, decoder, parameters, weight_bytes })
+    }
+
+    /// Has runs on the CPU take their buffers from `arena`, which others may share.
+    #[must_use]
+    pub fn with_arena(mut self, arena: Arena) -> Self {
+        self.arena = arena;
+        self
+    }
+
+    /// Has runs on the CPU that would take more than `bytes` besides the weights work on bands of rows: in a fraction of
+    /// the memory and about a third more time, with the same result.
+    #[must_use]
+    pub fn with_memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes;
+        self
     }
 
     /// What it is.
@@ -155,9 +188,20 @@ impl Autoencoder {
         }
     }
 
-    /// Upper estimate of the memory that a run takes besides the weights, for `n` pictures of `height` x `width` pixels.
+    /// The memory that a run takes besides the weights, for `n` pictures of `height` x `width` pixels: on the CPU what it
+    /// will have taken at its widest point, elsewhere an upper estimate.
     pub fn working_set_bytes(&self, task: Task, n: usize, height: usize, width: usize) -> u64 {
-        footprint::working_set(&self.config, &self.site, task, n as u64, height as u64 * width as u64)
+        self.plan(task, [n, height, width]).bytes
+    }
+
+    fn plan(&self, task: Task, size: [usize; 3]) -> Plan {
+        let whole = Plan { in_bands: None, bytes: footprint::working_set(self, task, size, None) };
+        if whole.bytes <= self.memory || self.site.device.is_some() {
+            return whole;
+        }
+        // The maps of the picture's size and of half of it are what the memory goes into.
+        let in_bands = Some(size[1] * size[2] / 4);
+        Plan { in_bands, bytes: footprint::working_set(self, task, size, in_bands) }
     }
 
     /// Latents `[n, c, h, w]` of any float type to pictures `[n, 3, s h, s w]`, nominally in -1..1 and not clamped, in
@@ -184,8 +228,11 @@ impl Autoencoder {
                 *z = (*z / 3.0).tanh() * 3.0;
             }
         }
-        let z = Map::from_planes(&z, dims, &self.site)?;
-        let (mut pixels, dims) = decoder.run(z, &mut Run { observer })?.into_planes()?;
+        let scale = self.spatial_scale(Task::Decode);
+        let Plan { in_bands, bytes } = self.plan(Task::Decode, [dims[0], dims[2] * scale, dims[3] * scale]);
+        self.arena.keep_within(bytes);
+        let z = Map::from_planes(&z, dims, &self.site, &self.arena)?;
+        let (mut pixels, dims) = decoder.run(z, &mut Run { observer, in_bands })?.into_planes()?;
         if self.is_tiny() {
             for y in &mut pixels {
                 *y = *y * 2.0 - 1.0;
@@ -204,20 +251,17 @@ impl Autoencoder {
         observer: &mut dyn Observer,
     ) -> Result<Tensor, EngineError> {
         let encoder = self.encoder.as_ref().ok_or(EngineError::NoHalf("encoder"))?;
-        let channels = match &self.config {
-            Config::AutoencoderKL(c) => c.in_channels,
-            Config::AutoencoderTiny(c) => c.in_channels,
-            Config::Taef2(c) => c.in_channels,
-        };
-        let (mut pixels, dims) = values::pictures(pictures, channels, self.spatial_scale(Task::Encode))?;
+        let (mut pixels, dims) = values::pictures(pictures, self.picture_channels(), self.spatial_scale(Task::Encode))?;
         if self.is_tiny() {
             for x in &mut pixels {
                 *x = f32::midpoint(*x, 1.0);
             }
         }
-        let x = Map::from_planes(&pixels, dims, &self.site)?;
+        let Plan { in_bands, bytes } = self.plan(Task::Encode, [dims[0], dims[2], dims[3]]);
+        self.arena.keep_within(bytes);
+        let x = Map::from_planes(&pixels, dims, &self.site, &self.arena)?;
         drop(pixels);
-        let (moments, [n, _, h, w]) = encoder.run(x, &mut Run { observer })?.into_planes()?;
+        let (moments, [n, _, h, w]) = encoder.run(x, &mut Run { observer, in_bands })?.into_planes()?;
         let mut z = if self.has_posterior() { pick(&moments, n, mode) } else { moments };
         for z in &mut z {
             *z = (*z - scaling.shift) * scaling.factor;
@@ -230,6 +274,14 @@ impl Autoencoder {
             Config::AutoencoderKL(c) => c.latent_channels,
             Config::AutoencoderTiny(c) => c.latent_channels,
             Config::Taef2(c) => c.latent_channels,
+        }
+    }
+
+    fn picture_channels(&self) -> usize {
+        match &self.config {
+            Config::AutoencoderKL(c) => c.in_channels,
+            Config::AutoencoderTiny(c) => c.in_channels,
+            Config::Taef2(c) => c.in_channels,
         }
     }
 
@@ -274,5 +326,9 @@ fn pick(moments: &[f32], n: usize, mode: EncodeMode) -> Vec<f32> {
 impl Run<'_> {
     fn block_done(&mut self) -> Result<(), EngineError> {
         Ok(self.observer.block_done()?)
+    }
+
+    fn go_on(&mut self) -> Result<(), EngineError> {
+        Ok(self.observer.part_done()?)
     }
 }

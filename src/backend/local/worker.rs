@@ -3,17 +3,15 @@
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::mpsc,
     time::Duration,
 };
 
-use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     Config, LocalModel, Made, NAME, Order, ReadWeights,
-    engine::{Autoencoder, Cancelled, Checkpoint, EngineError, Observer},
+    engine::{Arena, Autoencoder, Cancelled, Checkpoint, EngineError, Observer},
 };
 use crate::{
     backend::{Compute, Health, ModelState},
@@ -29,11 +27,16 @@ use crate::{
 /// After a failure to load, requests are refused for so long before the next one tries again.
 const RELOAD_AFTER: Duration = Duration::from_secs(5);
 
+/// Without work for so long, the engine gives back the memory it keeps for the next run.
+const IDLE: Duration = Duration::from_secs(5);
+
 /// Everything the thread owns.
 pub(super) struct Worker {
     config: Config,
     models: HashMap<ModelId, LocalModel>,
     loaded: HashMap<ModelId, Autoencoder>,
+    /// One for all models: their runs follow each other.
+    arena: Arena,
     health: watch::Sender<Health>,
     metrics: Metrics,
 }
@@ -48,6 +51,10 @@ impl Observer for Watch<'_> {
     fn block_done(&mut self) -> Result<(), Cancelled> {
         self.progress.done += 1;
         self.compute.progress.send_replace(self.progress);
+        self.part_done()
+    }
+
+    fn part_done(&mut self) -> Result<(), Cancelled> {
         if self.compute.cancel.is_cancelled() { Err(Cancelled) } else { Ok(()) }
     }
 }
@@ -60,16 +67,16 @@ impl Worker {
         metrics: Metrics,
     ) -> Self {
         let models = models.into_iter().map(|model| (model.spec.id.clone(), model)).collect();
-        Self { config, models, loaded: HashMap::new(), health, metrics }
+        Self { config, models, loaded: HashMap::new(), arena: Arena::default(), health, metrics }
     }
 
     /// Until the handle is dropped.
-    pub(super) fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+    pub(super) fn run(mut self, orders: &mpsc::Receiver<Order>) {
         let preload: Vec<_> = self.models.values().filter(|m| m.preload).map(|m| m.spec.id.clone()).collect();
         for id in preload {
             self.preload(&id);
         }
-        while let Some(order) = orders.blocking_recv() {
+        while let Some(order) = self.next(orders) {
             let Order { compute, span, queued_at, made, _turn } = order;
             let queued = queued_at.elapsed();
             self.metrics.backend_queue_wait(NAME, queued);
@@ -82,6 +89,17 @@ impl Worker {
             drop((run, span));
             // Nobody may be waiting any more, and then nobody minds.
             drop(made.send(result.map(|(tensor, computed)| Made { tensor, queued, computed })));
+        }
+    }
+
+    /// Waits for an order; `None` when there will be no more.
+    fn next(&self, orders: &mpsc::Receiver<Order>) -> Option<Order> {
+        match orders.recv_timeout(IDLE) {
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                self.arena.release();
+                orders.recv().ok()
+            }
+            order => order.ok(),
         }
     }
 
@@ -137,6 +155,7 @@ impl Worker {
             Ok(autoencoder) => {
                 tracing::info!(model = %id, took = ?began.elapsed(), device = %self.config.device, "model loaded");
                 self.metrics.engine_model_loaded(id.shared(), true);
+                let autoencoder = autoencoder.with_arena(self.arena.clone()).with_memory(self.config.memory.as_u64());
                 self.loaded.insert(id.clone(), autoencoder);
                 self.tell(id, ModelState::Ready);
                 Ok(())

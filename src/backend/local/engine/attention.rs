@@ -40,7 +40,7 @@ impl Attention {
 
     /// The block, residual included.
     pub(super) fn run(&self, x: Map) -> Result<Map, EngineError> {
-        let normed = self.group_norm.run(x.clone(), Activation::None)?;
+        let normed = self.group_norm.apply(&x, Activation::None)?;
         let q = self.to_q.run(&normed, Activation::None)?;
         let k = self.to_k.run(&normed, Activation::None)?;
         let v = self.to_v.run(&normed, Activation::None)?;
@@ -50,7 +50,7 @@ impl Attention {
             (Map::Device(q), Map::Device(k), Map::Device(v)) => Map::Device(on_device(&q, &k, &v)?),
             _ => return Err(EngineError::Place),
         };
-        self.to_out.run_onto(&seen, Some(x), Activation::None)
+        self.to_out.run_onto(&seen, None, Some(x), Activation::None)
     }
 }
 

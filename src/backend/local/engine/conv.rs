@@ -5,7 +5,9 @@ use candle_core::Tensor;
 use super::EngineError;
 use super::checkpoint::Scope;
 use super::host::convolve::HostConv;
+use super::host::source::Source;
 use super::map::{Activation, Map, candle_dtype};
+use super::norm::GroupNorm;
 
 /// Geometry of a convolution; padding is by zeros.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +29,12 @@ pub(super) struct Geometry {
 pub(super) enum Bias {
     Present,
     Absent,
+}
+
+/// A norm before a convolution, and the activation between them.
+pub(super) struct Normed {
+    pub(super) norm: GroupNorm,
+    pub(super) activation: Activation,
 }
 
 /// A convolution with its weights.
@@ -96,33 +104,44 @@ impl Conv {
 
     /// `activation(conv(x))`.
     pub(super) fn run(&self, x: &Map, activation: Activation) -> Result<Map, EngineError> {
-        self.run_onto(x, None, activation)
+        self.run_onto(x, None, None, activation)
     }
 
-    /// `activation(conv(x) + onto)`.
-    pub(super) fn run_onto(&self, x: &Map, onto: Option<Map>, activation: Activation) -> Result<Map, EngineError> {
-        match (self, x) {
-            (Self::Host(conv), Map::Host(x)) => {
-                let onto = match onto {
-                    Some(Map::Host(onto)) => Some(onto),
-                    Some(Map::Device(_)) => return Err(EngineError::Place),
-                    None => None,
-                };
-                Ok(Map::Host(conv.run(x, onto, activation)))
+    /// `activation(conv(norm(x)) + onto)`, with the norm's own activation.
+    pub(super) fn run_onto(
+        &self,
+        x: &Map,
+        norm: Option<&Normed>,
+        onto: Option<Map>,
+        activation: Activation,
+    ) -> Result<Map, EngineError> {
+        match (self, x, onto) {
+            (Self::Host(conv), Map::Host(x), onto @ (None | Some(Map::Host(_)))) => {
+                let affine = norm.map(|normed| normed.norm.affine_of(x, normed.activation));
+                let source = Source { affine: affine.as_ref(), ..Source::whole(x) };
+                let onto = onto.and_then(Map::into_host);
+                Ok(Map::Host(conv.run(&source, onto, activation)))
             }
-            (Self::Device { geometry, weight, bias }, Map::Device(x)) => {
-                let mut y = on_device(x, weight, *geometry)?;
+            (Self::Device { geometry, weight, bias }, Map::Device(x), onto @ (None | Some(Map::Device(_)))) => {
+                let normed = norm.map(|normed| normed.norm.on_device(x, normed.activation)).transpose()?;
+                let mut y = on_device(normed.as_ref().unwrap_or(x), weight, *geometry)?;
                 if let Some(bias) = bias {
                     y = y.broadcast_add(bias)?;
                 }
-                match onto {
-                    Some(Map::Device(onto)) => y = (y + onto)?,
-                    Some(Map::Host(_)) => return Err(EngineError::Place),
-                    None => (),
+                if let Some(Map::Device(onto)) = onto {
+                    y = (y + onto)?;
                 }
                 Ok(Map::Device(activation.on_device(y)?))
             }
             _ => Err(EngineError::Place),
+        }
+    }
+
+    /// Ours, where it is.
+    pub(super) fn host(&self) -> Result<&HostConv, EngineError> {
+        match self {
+            Self::Host(conv) => Ok(conv),
+            Self::Device { .. } => Err(EngineError::Place),
         }
     }
 }

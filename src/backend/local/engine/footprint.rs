@@ -1,10 +1,13 @@
-//! How much memory a run takes at its widest point, from the widths alone.
+//! How much memory a run takes at its widest point.
 //!
-//! A residual block holds three maps at once (its input, the map a convolution reads and the one it writes), so the peak
-//! is three maps of the widest stage, counting channels times pixels; attention holds eight maps of the smallest size.
+//! On the CPU the network itself tells: it runs with an arena that only counts. Elsewhere the widths of the stages do: a
+//! residual block holds three maps at once (its input, the map a convolution reads and the one it writes), so the peak is
+//! three maps of the widest stage, counting channels times pixels; attention holds eight maps of the smallest size.
 
 use super::config::Config;
-use super::{Site, Task};
+use super::host::arena::Arena;
+use super::map::Map;
+use super::{Autoencoder, Cancelled, EngineError, Observer, Run, Site, Task};
 
 /// Maps of a residual block.
 const MAPS: u64 = 3;
@@ -12,16 +15,54 @@ const MAPS: u64 = 3;
 const ATTENTION_MAPS: u64 = 8;
 /// candle's convolution on a device gathers nine taps for every input value, besides the maps.
 const DEVICE_MAPS: u64 = 9;
-/// Scratch of the CPU kernels in each thread, and the transformed weights of a convolution beside them.
-const THREAD_SCRATCH: u64 = 16 << 20;
-const SHARED_SCRATCH: u64 = 48 << 20;
+/// Results on their way between device and host.
+const SCRATCH: u64 = 48 << 20;
+/// Picture channels, each in f32 as planes and once more as the tensor that is given or answered.
+const ENDS: u64 = 3 * (4 + 4);
 
-/// Upper estimate in bytes for `n` pictures of `pixels` pixels each.
-pub(super) fn working_set(config: &Config, site: &Site, task: Task, n: u64, pixels: u64) -> u64 {
-    let (bytes, maps, scratch) = match &site.device {
-        None => (4, MAPS, SHARED_SCRATCH + rayon::current_num_threads() as u64 * THREAD_SCRATCH),
-        Some(_) => (site.weight_bytes(), MAPS + DEVICE_MAPS, SHARED_SCRATCH),
+/// A rehearsal is over too soon to be stopped.
+struct Unobserved;
+
+impl Observer for Unobserved {
+    fn block_done(&mut self) -> Result<(), Cancelled> {
+        Ok(())
+    }
+}
+
+/// Bytes for `n` pictures of `h` x `w` pixels besides the weights.
+pub(super) fn working_set(model: &Autoencoder, task: Task, [n, h, w]: [usize; 3], in_bands: Option<usize>) -> u64 {
+    let pixels = (h * w) as u64;
+    let inner = match &model.site.device {
+        None => rehearse(model, task, [n, h, w], in_bands).unwrap_or(u64::MAX),
+        Some(_) => by_widths(&model.config, &model.site, task, pixels) * n as u64 + SCRATCH,
     };
+    inner.saturating_add(n as u64 * pixels * ENDS)
+}
+
+/// The run itself, without its arithmetic and its buffers.
+fn rehearse(
+    model: &Autoencoder,
+    task: Task,
+    [n, h, w]: [usize; 3],
+    in_bands: Option<usize>,
+) -> Result<u64, EngineError> {
+    let arena = Arena::rehearsal();
+    let scale = model.spatial_scale(task);
+    let map = |dims| Map::from_planes(&[], dims, &model.site, &arena);
+    let mut run = Run { observer: &mut Unobserved, in_bands };
+    match (task, &model.encoder, &model.decoder) {
+        (Task::Encode, Some(encoder), _) => drop(encoder.run(map([n, model.picture_channels(), h, w])?, &mut run)?),
+        (Task::Decode, _, Some(decoder)) => {
+            drop(decoder.run(map([n, model.latent_channels(), h / scale, w / scale])?, &mut run)?);
+        }
+        (Task::Encode, None, _) | (Task::Decode, _, None) => {}
+    }
+    Ok(arena.peak_bytes(rayon::current_num_threads()))
+}
+
+/// Upper estimate for one picture on a device.
+fn by_widths(config: &Config, site: &Site, task: Task, pixels: u64) -> u64 {
+    let (bytes, maps) = (site.weight_bytes(), MAPS + DEVICE_MAPS);
     let widest = stages(config, task).into_iter().map(|(channels, shrink)| {
         let pixels = pixels.div_ceil(shrink * shrink);
         channels * pixels * maps * bytes
@@ -34,9 +75,7 @@ pub(super) fn working_set(config: &Config, site: &Site, task: Task, n: u64, pixe
         }
         _ => 0,
     };
-    // The picture itself as planes in f32, as given or answered, and once more on its way.
-    let ends = pixels * 3 * 4 * 3;
-    n * (widest.max().unwrap_or(0).max(attention) + ends) + scratch
+    widest.max().unwrap_or(0).max(attention)
 }
 
 /// Widest map of each stage as channels, and by how much its sides are smaller than the picture's.

@@ -3,12 +3,13 @@
 use candle_core::{DType, Tensor};
 
 use super::host::HostMap;
+use super::host::arena::Arena;
 use super::{EngineError, Precision, Site};
 
 /// Activations between two layers.
 #[derive(Clone)]
 pub(super) enum Map {
-    /// Ours, channels innermost.
+    /// Ours, in blocks of channels.
     Host(HostMap),
     /// candle's, `[n, c, h, w]`.
     Device(Tensor),
@@ -35,13 +36,26 @@ pub(super) fn candle_dtype(precision: Precision) -> DType {
 
 impl Map {
     /// From row-major `[n, c, h, w]` in f32; on an accelerator rounded to the site's precision.
-    pub(super) fn from_planes(planes: &[f32], dims: [usize; 4], site: &Site) -> Result<Self, EngineError> {
+    pub(super) fn from_planes(
+        planes: &[f32],
+        dims: [usize; 4],
+        site: &Site,
+        arena: &Arena,
+    ) -> Result<Self, EngineError> {
         match &site.device {
-            None => Ok(Self::Host(HostMap::from_planes(planes, dims, site.precision))),
+            None => Ok(Self::Host(HostMap::from_planes(arena, planes, dims, site.precision))),
             Some(device) => {
                 let tensor = Tensor::from_slice(planes, dims.as_slice(), device)?;
                 Ok(Self::Device(tensor.to_dtype(candle_dtype(site.precision))?))
             }
+        }
+    }
+
+    /// Ours, if it is.
+    pub(super) fn into_host(self) -> Option<HostMap> {
+        match self {
+            Self::Host(map) => Some(map),
+            Self::Device(_) => None,
         }
     }
 

@@ -13,6 +13,20 @@ impl Observer for Patient {
     }
 }
 
+/// Counts bands.
+struct Parts(u32);
+
+impl Observer for Parts {
+    fn block_done(&mut self) -> Result<(), Cancelled> {
+        Ok(())
+    }
+
+    fn part_done(&mut self) -> Result<(), Cancelled> {
+        self.0 += 1;
+        Ok(())
+    }
+}
+
 fn noise(dims: &[usize]) -> Tensor {
     let values = gaussian::normals(1, dims.iter().product());
     let data: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -27,15 +41,17 @@ fn distance(got: &Tensor, want: &Tensor) -> f64 {
     (apart / want.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
 }
 
+fn model(name: &str, device: Option<candle_core::Device>) -> Autoencoder {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(name);
+    let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let weights = std::fs::read(folder.join("diffusion_pytorch_model.safetensors")).unwrap();
+    Autoencoder::load_on(&Checkpoint { config: &config, weights: &weights }, device, Precision::F32).unwrap()
+}
+
 #[test]
 fn both_paths_give_the_same_numbers() {
     for name in ["sd1", "flux", "taesd", "taef2"] {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(name);
-        let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
-        let weights = std::fs::read(folder.join("diffusion_pytorch_model.safetensors")).unwrap();
-        let checkpoint = Checkpoint { config: &config, weights: &weights };
-        let ours = Autoencoder::load_on(&checkpoint, None, Precision::F32).unwrap();
-        let candles = Autoencoder::load_on(&checkpoint, Some(candle_core::Device::Cpu), Precision::F32).unwrap();
+        let (ours, candles) = (model(name, None), model(name, Some(candle_core::Device::Cpu)));
         let scaling = Scaling { factor: 1.0, shift: 0.0 };
         // Wide enough for Winograd at every size but the smallest, and no multiple of its tile.
         let latents = noise(&[2, ours.latent_channels(), 9, 7]);
@@ -47,5 +63,45 @@ fn both_paths_give_the_same_numbers() {
         let encode = |m: &Autoencoder| m.encode(&pictures, mode, DType::F32, &mut Patient).unwrap();
         let apart = distance(&encode(&ours), &encode(&candles));
         assert!(apart < 1e-5, "{name}: encode {apart:.1e}");
+    }
+}
+
+#[test]
+fn bands_give_what_the_whole_gives_in_less_memory() {
+    let scaling = Scaling { factor: 1.0, shift: 0.0 };
+    for name in ["sd1", "flux", "taesd", "taef2"] {
+        let (whole, banded) = (model(name, None), model(name, None).with_memory(0));
+        let scale = whole.facts().spatial_scale;
+        // Not so few rows that there are no bands, and no multiple of their number.
+        let (h, w) = (37, 5);
+        let latents = noise(&[2, whole.latent_channels(), h, w]);
+        let mut parts = Parts(0);
+        let got = banded.decode(&latents, scaling, DType::F32, &mut parts).unwrap();
+        assert!(parts.0 > 8, "{name}: {} bands", parts.0);
+        let apart = distance(&got, &whole.decode(&latents, scaling, DType::F32, &mut Patient).unwrap());
+        assert!(apart < 1e-6, "{name}: decode {apart:.1e}");
+        let pictures = noise(&[2, 3, h * scale, w * scale]);
+        let encode =
+            |m: &Autoencoder| m.encode(&pictures, (EncodeMode::Mean, scaling), DType::F32, &mut Patient).unwrap();
+        let apart = distance(&encode(&banded), &encode(&whole));
+        assert!(apart < 1e-6, "{name}: encode {apart:.1e}");
+        for task in [Task::Decode, Task::Encode] {
+            let bytes = |m: &Autoencoder| m.working_set_bytes(task, 1, 2048, 2048);
+            assert!(bytes(&banded) * 5 < bytes(&whole) * 4, "{name}: {} of {}", bytes(&banded), bytes(&whole));
+        }
+    }
+}
+
+#[test]
+fn a_run_takes_what_was_foretold() {
+    let scaling = Scaling { factor: 1.0, shift: 0.0 };
+    for memory in [u64::MAX, 0] {
+        let model = model("sd1", None).with_memory(memory);
+        let latents = noise(&[1, model.latent_channels(), 40, 24]);
+        model.decode(&latents, scaling, DType::F32, &mut Patient).unwrap();
+        let scale = model.facts().spatial_scale;
+        let foretold = model.working_set_bytes(Task::Decode, 1, 40 * scale, 24 * scale);
+        let ends = (40 * 24 * scale * scale * 24) as u64;
+        assert_eq!(model.arena.peak_bytes(rayon::current_num_threads()) + ends, foretold);
     }
 }

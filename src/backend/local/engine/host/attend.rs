@@ -1,93 +1,132 @@
 //! Softmax attention of one head, a few queries at a time: the memory is queries x pixels, never pixels x pixels.
 
-use pulp::Arch;
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::elementwise::exp;
-use super::product::{BLOCK, PANEL, Packed, product};
-use super::{HostMap, with_scratch};
+use super::HostMap;
+use super::product::{PANEL, Packed, product};
+use super::simd::{BLOCK, arch, exp};
 
-/// Queries a task: two register tiles.
-const QUERIES: usize = 28;
+/// Queries a task: four register tiles, so that keys and values are read from memory once for so many.
+const QUERIES: usize = 56;
 
 /// `softmax(q k^T / sqrt(c)) v` over all pixels of an image.
 pub(in super::super) fn attend(q: &HostMap, k: &HostMap, v: &HostMap) -> HostMap {
-    let (pixels, c) = (q.h * q.w, q.c);
-    let mut out = q.zeros_like(q.h, q.w, c);
-    for (image, out) in out.data.chunks_exact_mut(pixels * c).enumerate() {
-        let (q, k, v) = (&q.data[image * pixels * c..], &k.data[image * pixels * c..], &v.data[image * pixels * c..]);
-        let keys = Packed::from_fn(c, pixels, |d, pixel| k[pixel * c + d]);
-        let values = Packed::from_fn(pixels, c, |pixel, d| v[pixel * c + d]);
-        out.par_chunks_mut(QUERIES * c).enumerate().for_each(|(task, out)| {
-            attend_some(&q[task * QUERIES * c..], &keys, &values, out);
+    let (pixels, c, lanes) = (q.pixels(), q.c, q.lanes());
+    let mut out = q.like(q.h, q.w, c);
+    let arena = q.arena().clone();
+    let depth = c.next_multiple_of(BLOCK);
+    let scratch = QUERIES * (depth + 2 * pixels.next_multiple_of(PANEL) + PANEL);
+    let tasks = pixels.div_ceil(QUERIES);
+    for (image, parts) in out.parts(QUERIES).chunks_mut(tasks).enumerate() {
+        let value = |map: &HostMap, pixel: usize, channel: usize| {
+            map.image(image)[(channel / BLOCK * pixels + pixel) * lanes + channel % BLOCK]
+        };
+        let keys = Packed::from_fn(&arena, c, pixels, |channel, pixel| value(k, pixel, channel));
+        let values = Packed::from_fn(&arena, pixels, c, |pixel, channel| value(v, pixel, channel));
+        if arena.rehearses() {
+            arena.note_scratch(scratch);
+            break;
+        }
+        parts.par_iter_mut().enumerate().for_each(|(task, out)| {
+            let rows = out[0].len() / lanes;
+            let mut scratch = arena.scratch(scratch);
+            let (a, rest) = scratch.split_at_mut(rows * depth);
+            block(q.image(image), (pixels, lanes), task * QUERIES, a);
+            attend_some(a, [&keys, &values], rest, |row, channel, seen| {
+                out[channel / BLOCK][row * lanes..][..seen.len()].copy_from_slice(seen);
+            });
         });
     }
     out
 }
 
-/// The queries whose answers `out` holds, `[queries][c]`.
-fn attend_some(q: &[f32], keys: &Packed, values: &Packed, out: &mut [f32]) {
-    let c = values.columns;
-    let (rows, pixels) = (out.len() / c, keys.columns);
+/// Queries `[depth / 16][rows][16]`; `put` takes each row's answers, a block of channels at a time.
+fn attend_some(
+    a: &[f32],
+    [keys, values]: [&Packed; 2],
+    scratch: &mut [f32],
+    mut put: impl FnMut(usize, usize, &[f32]),
+) {
+    let (rows, pixels, c) = (a.len() / keys.depth, keys.columns, values.columns);
     let padded = pixels.next_multiple_of(PANEL);
-    with_scratch(rows * (keys.depth + 2 * padded + PANEL), |scratch| {
-        let (a, rest) = scratch.split_at_mut(rows * keys.depth);
-        let (scores, rest) = rest.split_at_mut(rows * padded);
-        let (weights, tile) = rest.split_at_mut(rows * padded);
-        block(q, c, a);
-        for (panel, scores) in keys.panels().zip(scores.chunks_exact_mut(rows * PANEL)) {
-            product(a, panel, scores);
-        }
-        let sums: Vec<f32> = (0..rows).map(|row| softmax(scores, weights, (row, rows), pixels, c)).collect();
-        let weights = &weights[..rows * values.depth];
-        for (p, panel) in values.panels().enumerate() {
-            product(weights, panel, tile);
-            let width = PANEL.min(c - p * PANEL);
-            for ((tile, out), sum) in tile.chunks_exact(PANEL).zip(out.chunks_exact_mut(c)).zip(&sums) {
-                for (y, x) in out[p * PANEL..][..width].iter_mut().zip(tile) {
-                    *y = x / sum;
+    let (scores, rest) = scratch.split_at_mut(rows * padded);
+    let (weights, rest) = rest.split_at_mut(rows * padded);
+    for (panel, scores) in keys.panels().zip(scores.chunks_exact_mut(rows * PANEL)) {
+        product((a, rows), panel, scores);
+    }
+    let mut sums = Vec::with_capacity(rows);
+    for row in 0..rows {
+        let scale = 1.0 / (c as f32).sqrt();
+        let (scores, weights) = (scores.as_chunks().0, weights.as_chunks_mut().0);
+        sums.push(arch().dispatch(Softmax { scores, weights, row, rows, pixels, scale }));
+    }
+    let tile = &mut rest[..rows * PANEL];
+    for (p, panel) in values.panels().enumerate() {
+        product((weights, rows), panel, tile);
+        for (row, (tile, sum)) in tile.chunks_exact_mut(PANEL).zip(&sums).enumerate() {
+            for (channel, seen) in (p * PANEL..c).step_by(BLOCK).zip(tile.chunks_exact_mut(BLOCK)) {
+                let seen = &mut seen[..BLOCK.min(c - channel)];
+                for x in &mut *seen {
+                    *x /= sum;
                 }
+                put(row, channel, seen);
             }
-        }
-    });
-}
-
-/// `[rows][c]` to `[c / 16][rows][16]`, padded with zeros.
-fn block(q: &[f32], c: usize, a: &mut [f32]) {
-    let rows = a.len() / c.next_multiple_of(BLOCK);
-    a.fill(0.0);
-    for (row, q) in q.chunks_exact(c).take(rows).enumerate() {
-        for (k, &value) in q.iter().enumerate() {
-            a[(k / BLOCK * rows + row) * BLOCK + k % BLOCK] = value;
         }
     }
 }
 
-/// Turns one row of scores, in panels, into exponentials in blocks; answers their sum.
-fn softmax(scores: &[f32], weights: &mut [f32], (row, rows): (usize, usize), pixels: usize, c: usize) -> f32 {
-    let scale = 1.0 / (c as f32).sqrt();
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            let panels = pixels.div_ceil(PANEL);
-            let part = |p: usize| &scores[(p * rows + row) * PANEL..][..PANEL.min(pixels - p * PANEL)];
-            let mut top = f32::NEG_INFINITY;
-            for p in 0..panels {
-                top = part(p).iter().fold(top, |m, &x| m.max(x));
+/// Pixels `first..` of a map's image to `[depth / 16][rows][16]`, padded with zeros.
+fn block(image: &[f32], (pixels, lanes): (usize, usize), first: usize, a: &mut [f32]) {
+    let rows = a.len() / (image.len() / pixels).next_multiple_of(BLOCK);
+    for (to, from) in a.chunks_exact_mut(rows * BLOCK).zip(image.chunks_exact(pixels * lanes)) {
+        for (to, from) in to.chunks_exact_mut(BLOCK).zip(from[first * lanes..].chunks_exact(lanes)) {
+            to.fill(0.0);
+            to[..lanes].copy_from_slice(from);
+        }
+    }
+}
+
+/// Turns row `row` of `rows` rows of scores, in panels, into exponentials in blocks; answers their sum.
+struct Softmax<'a> {
+    scores: &'a [[f32; PANEL]],
+    weights: &'a mut [[f32; BLOCK]],
+    row: usize,
+    rows: usize,
+    pixels: usize,
+    scale: f32,
+}
+
+impl WithSimd for Softmax<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        let Self { scores, weights, row, rows, pixels, scale } = self;
+        let panels = || (0..pixels.div_ceil(PANEL)).map(|p| (p, &scores[p * rows + row]));
+        let mut tops = [f32::NEG_INFINITY; PANEL];
+        for (p, scores) in panels() {
+            let mut scores = *scores;
+            // Beyond the last pixel the product of padding stands there: zeros, which may be the largest.
+            scores[PANEL.min(pixels - p * PANEL)..].fill(f32::NEG_INFINITY);
+            for (top, &score) in S::as_mut_simd_f32s(&mut tops).0.iter_mut().zip(S::as_simd_f32s(&scores).0) {
+                *top = simd.max_f32s(*top, score);
             }
-            let mut sum = 0.0f64;
-            for p in 0..panels {
-                let mut values = [0.0f32; PANEL];
-                for (y, &x) in values.iter_mut().zip(part(p)) {
-                    *y = exp((x - top) * scale);
-                }
-                sum += f64::from(values.iter().sum::<f32>());
-                for (half, values) in values.as_chunks::<BLOCK>().0.iter().enumerate() {
-                    let at = ((p * PANEL / BLOCK + half) * rows + row) * BLOCK;
-                    weights[at..at + BLOCK].copy_from_slice(values);
-                }
+        }
+        let top = simd.splat_f32s(tops.into_iter().fold(f32::NEG_INFINITY, f32::max));
+        let scale = simd.splat_f32s(scale);
+        let mut sum = 0.0f64;
+        for (p, scores) in panels() {
+            let mut values = *scores;
+            for x in S::as_mut_simd_f32s(&mut values).0 {
+                *x = exp(simd, simd.mul_f32s(simd.sub_f32s(*x, top), scale));
             }
-            sum as f32
-        },
-    )
+            values[PANEL.min(pixels - p * PANEL)..].fill(0.0);
+            sum += f64::from(values.iter().sum::<f32>());
+            for (half, values) in values.as_chunks::<BLOCK>().0.iter().enumerate() {
+                weights[(p * PANEL / BLOCK + half) * rows + row] = *values;
+            }
+        }
+        sum as f32
+    }
 }

@@ -1,18 +1,23 @@
 //! Winograd's F(4x4, 3x3): 36 products for 16 outputs instead of 144.
 //!
-//! A band of output rows is cut into blocks of 4x4 tiles small enough for the second cache. The weights are transformed
-//! anew for each call: kept, they would take four times the memory of the model, and the work is small beside the rest.
-//! In f32 the result differs from the direct sum by a few units in the sixth digit.
+//! A band of output rows is one task; its tiles are worked off in blocks whose transformed numbers stay in the caches. The
+//! weights are transformed anew for each call: kept, they would take four times the memory of the model, and the work is
+//! small beside the rest. In f32 the result differs from the direct sum by a few units in the sixth digit, and is the same
+//! however the map is cut.
 
-use std::cell::RefCell;
+mod points;
+mod transform;
 
-use pulp::Arch;
 use rayon::prelude::*;
 
+use self::transform::{Inputs, Outputs, Weights};
 use super::super::Activation;
-use super::convolve::HostConv;
-use super::product::{BLOCK, PANEL, product};
-use super::{HostMap, elementwise, with_scratch};
+use super::arena::{Arena, Buffer};
+use super::convolve::{Finish, HostConv};
+use super::product::{PANEL, product};
+use super::simd::{BLOCK, arch};
+use super::source::Source;
+use super::{HostMap, Part, stored};
 
 /// Outputs along a side of a tile.
 const TILE: usize = 4;
@@ -20,219 +25,159 @@ const TILE: usize = 4;
 const WINDOW: usize = 6;
 /// Points of a transformed tile.
 const POINTS: usize = WINDOW * WINDOW;
-/// Tiles of a block: four register tiles of the product.
-const TILES: usize = 56;
+/// Tiles of a block: six register tiles of the product. Fewer read the weights from memory too often, more leave the caches.
+const TILES: usize = 84;
+/// Bands for each thread that there are at least, if the map has them: what one thread is late the others make up for.
+const BANDS: usize = 2;
 /// Below this many outputs the transform of the weights costs more than it saves.
 const WORTHWHILE: usize = 256;
 
-thread_local! {
-    static WEIGHTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+/// Tiles of one image that are transformed together.
+#[derive(Clone, Copy)]
+struct Tiles {
+    image: usize,
+    /// Rows and columns of tiles.
+    down: usize,
+    across: usize,
+    /// The output of the first one, in the whole picture.
+    top: usize,
+    left: usize,
+    /// Size of the part that the outputs go to, of which `top` is the first row.
+    rows: usize,
+    width: usize,
+}
+
+/// Lengths of what a block of tiles needs, in floats.
+struct Lengths {
+    depth: usize,
+    patch: usize,
+    /// Of one point of the inputs and of the outputs. A line stands between points: with powers of two all points of a
+    /// tile would share one set of the caches.
+    inputs: usize,
+    outputs: usize,
+}
+
+/// How a map is cut: rows of tiles of a band, and columns of tiles of a block.
+struct Cut {
+    band: usize,
+    across: usize,
 }
 
 /// Whether this convolution goes this way.
-pub(in super::super) fn suits(conv: &HostConv, h: usize, w: usize) -> bool {
-    let geometry = (conv.kernel, conv.stride, conv.before, conv.after) == (3, 1, 1, 1);
-    geometry && conv.inputs.is_multiple_of(BLOCK) && conv.weights.columns >= BLOCK && h * w >= WORTHWHILE
+pub(super) fn suits(conv: &HostConv, h: usize, w: usize) -> bool {
+    (conv.kernel, conv.stride, conv.before, conv.after) == (3, 1, 1, 1) && h * w >= WORTHWHILE
 }
 
-/// `out = activation(out + conv(x))`.
-pub(in super::super) fn run(conv: &HostConv, x: &HostMap, out: &mut HostMap, activation: Activation) {
-    let mut weights = WEIGHTS.take();
-    transform_weights(conv, &mut weights);
-    let (row, columns) = (out.w * conv.weights.columns, out.w.div_ceil(TILE));
-    let band = (TILES / columns).max(1) * TILE * row;
-    let images = out.data.chunks_mut(out.h * row).enumerate();
-    let bands: Vec<_> = images.flat_map(|(n, image)| image.chunks_mut(band).enumerate().map(move |b| (n, b))).collect();
-    bands.into_par_iter().for_each(|(image, (index, out))| {
-        let task = Band { conv, x, image, first: index * band / row, width: row / conv.weights.columns, activation };
-        task.run(&weights, out);
+/// `out = activation(out + conv(x))`, or without what `out` held, which are rows `top..` of the whole output.
+pub(super) fn run(conv: &HostConv, x: &Source<'_>, top: usize, out: &mut HostMap, finish: Finish<'_>) {
+    let cut = Cut::of(out.h, out.w);
+    let arena = x.map.arena().clone();
+    let weights = transform_weights(conv, &arena);
+    let scratch = Lengths::of(conv, cut.band, cut.across).all();
+    if arena.rehearses() {
+        arena.note_scratch(scratch);
+        return;
+    }
+    let (height, width) = (out.h, out.w);
+    let bands = height.div_ceil(cut.band * TILE);
+    out.parts(cut.band * TILE * width).into_par_iter().enumerate().for_each(|(task, mut out)| {
+        let mut scratch = arena.scratch(scratch);
+        let (image, above) = (task / bands, task % bands * cut.band * TILE);
+        let (rows, columns) = ((height - above).min(cut.band * TILE), width.div_ceil(TILE));
+        for first in (0..columns).step_by(cut.across) {
+            let (down, across) = (rows.div_ceil(TILE), cut.across.min(columns - first));
+            let tiles = Tiles { image, down, across, top: top + above, left: first * TILE, rows, width };
+            let block = Block { conv, x, tiles, finish };
+            block.run(&weights, &mut scratch, &mut out);
+        }
     });
-    WEIGHTS.set(weights);
 }
 
-/// Some rows of one output image.
-struct Band<'a> {
-    conv: &'a HostConv,
-    x: &'a HostMap,
-    image: usize,
-    first: usize,
-    width: usize,
-    activation: Activation,
-}
-
-/// `[panels][taps x inputs][32]` to `[panels][36][inputs][32]`.
-fn transform_weights(conv: &HostConv, weights: &mut Vec<f32>) {
-    let inputs = conv.inputs;
-    let panel_len = POINTS * inputs * PANEL;
+/// `[panels][9 x stored][32]` to `[panels][36][depth][32]`.
+fn transform_weights(conv: &HostConv, arena: &Arena) -> Buffer {
+    let stored = stored(conv.inputs);
+    let panel = POINTS * stored.next_multiple_of(BLOCK) * PANEL;
     let panels: Vec<&[f32]> = conv.weights.panels().collect();
-    if weights.len() < panels.len() * panel_len {
-        weights.resize(panels.len() * panel_len, 0.0);
-    }
-    weights.par_chunks_mut(panel_len).zip(panels).for_each(|(to, from)| {
-        let (from, to) = (from.as_chunks::<PANEL>().0, to.as_chunks_mut::<PANEL>().0);
-        Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                for c in 0..inputs {
-                    let mut half = [[[0.0; PANEL]; 3]; WINDOW];
-                    for j in 0..3 {
-                        for l in 0..PANEL {
-                            let column = kernel_points(
-                                from[j * inputs + c][l],
-                                from[(3 + j) * inputs + c][l],
-                                from[(6 + j) * inputs + c][l],
-                            );
-                            for i in 0..WINDOW {
-                                half[i][j][l] = column[i];
-                            }
-                        }
-                    }
-                    for (i, half) in half.iter().enumerate() {
-                        for l in 0..PANEL {
-                            let row = kernel_points(half[0][l], half[1][l], half[2][l]);
-                            for j in 0..WINDOW {
-                                to[(i * WINDOW + j) * inputs + c][l] = row[j];
-                            }
-                        }
-                    }
-                }
-            },
-        );
+    let mut weights = arena.take(panels.len() * panel);
+    weights.par_chunks_mut(panel).zip(panels).for_each(|(points, taps)| {
+        arch().dispatch(Weights { taps: taps.as_chunks().0, stored, points: points.as_chunks_mut().0 });
     });
+    weights
 }
 
-/// Three taps at the six points.
-#[inline(always)]
-fn kernel_points(a: f32, b: f32, c: f32) -> [f32; WINDOW] {
-    let (s, t) = (a + c, a / 24.0 + c / 6.0);
-    [a / 4.0, (s + b) / -6.0, (s - b) / -6.0, t + b / 12.0, t - b / 12.0, c]
+/// Some tiles of one convolution.
+struct Block<'a> {
+    conv: &'a HostConv,
+    x: &'a Source<'a>,
+    tiles: Tiles,
+    finish: Finish<'a>,
 }
 
-/// Six inputs at the six points.
-#[inline(always)]
-fn input_points(d: [f32; WINDOW]) -> [f32; WINDOW] {
-    let (a, b, c, e) = (d[4] - 4.0 * d[2], d[3] - 4.0 * d[1], d[4] - d[2], 2.0 * (d[3] - d[1]));
-    [4.0 * d[0] - 5.0 * d[2] + d[4], a + b, a - b, c + e, c - e, 4.0 * d[1] - 5.0 * d[3] + d[5]]
+// === impl Block ===
+
+impl Block<'_> {
+    fn run(&self, weights: &[f32], scratch: &mut [f32], out: &mut Part<'_>) {
+        let Self { conv, x, tiles, finish } = *self;
+        let count = tiles.count();
+        let Lengths { depth, patch, inputs, outputs } = Lengths::of(conv, tiles.down, tiles.across);
+        let (patch, rest) = scratch.split_at_mut(patch);
+        let (v, rest) = rest.split_at_mut(POINTS * inputs);
+        let m = &mut rest[..POINTS * outputs];
+        arch().dispatch(Inputs {
+            x,
+            upsample: conv.upsample,
+            tiles,
+            patch: patch.as_chunks_mut().0,
+            points: v,
+            stride: inputs,
+        });
+        for (point, (v, m)) in v.chunks_exact(inputs).zip(m.chunks_exact_mut(outputs)).enumerate() {
+            let panels = weights.chunks_exact(POINTS * depth * PANEL);
+            for (u, m) in panels.zip(m.chunks_exact_mut(count * PANEL)) {
+                product((v, count), &u[point * depth * PANEL..][..depth * PANEL], m);
+            }
+        }
+        arch().dispatch(Outputs { points: m, stride: outputs, tiles, finish, out });
+    }
 }
 
-/// Six points to four outputs.
-#[inline(always)]
-fn outputs(m: [f32; WINDOW]) -> [f32; TILE] {
-    let (a, b, c, d) = (m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]);
-    [m[0] + a + c, b + 2.0 * d, a + 4.0 * c, b + 8.0 * d + m[5]]
+// === impl Tiles ===
+
+impl Tiles {
+    fn count(&self) -> usize {
+        self.down * self.across
+    }
 }
 
-// === impl Band ===
+// === impl Lengths ===
 
-impl Band<'_> {
-    fn run(&self, weights: &[f32], out: &mut [f32]) {
-        let (inputs, columns) = (self.conv.inputs, self.width.div_ceil(TILE));
-        let all = out.len() / (self.width * self.conv.weights.columns);
-        let all = all.div_ceil(TILE) * columns;
-        for start in (0..all).step_by(TILES) {
-            let tiles = TILES.min(all - start);
-            with_scratch(POINTS * tiles * (inputs + PANEL), |scratch| {
-                let (v, m) = scratch.split_at_mut(POINTS * tiles * inputs);
-                Arch::new().dispatch(
-                    #[inline(always)]
-                    || self.transform_inputs(start, tiles, v),
-                );
-                let panels =
-                    weights.chunks_exact(POINTS * inputs * PANEL).take(self.conv.weights.columns.div_ceil(PANEL));
-                for (p, u) in panels.enumerate() {
-                    let (v, u) = (v.chunks_exact(tiles * inputs), u.chunks_exact(inputs * PANEL));
-                    for ((v, u), m) in v.zip(u).zip(m.chunks_exact_mut(tiles * PANEL)) {
-                        product(v, u, m);
-                    }
-                    Arch::new().dispatch(
-                        #[inline(always)]
-                        || self.transform_outputs(start, p, m, out),
-                    );
-                }
-            });
+impl Lengths {
+    fn of(conv: &HostConv, down: usize, across: usize) -> Self {
+        let depth = stored(conv.inputs).next_multiple_of(BLOCK);
+        let (tiles, outputs) = (down * across, conv.weights.columns.next_multiple_of(PANEL));
+        Self {
+            depth,
+            patch: (down * TILE + 2) * (across * TILE + 2) * BLOCK,
+            inputs: tiles * depth + BLOCK,
+            outputs: tiles * outputs + PANEL,
         }
     }
 
-    /// Writes `[36][inputs / 16][tiles][16]`.
-    #[inline(always)]
-    fn transform_inputs(&self, start: usize, tiles: usize, v: &mut [f32]) {
-        let (x, up, columns) = (self.x, self.conv.upsample, self.width.div_ceil(TILE));
-        let blocks = self.conv.inputs / BLOCK;
-        let v = v.as_chunks_mut::<BLOCK>().0;
-        for t in 0..tiles {
-            let (top, left) = (self.first + (start + t) / columns * TILE, (start + t) % columns * TILE);
-            for block in 0..blocks {
-                let mut window = [[[0.0; BLOCK]; WINDOW]; WINDOW];
-                for (i, row) in window.iter_mut().enumerate() {
-                    let y = (top + i).wrapping_sub(1);
-                    for (j, pixel) in row.iter_mut().enumerate() {
-                        let column = (left + j).wrapping_sub(1);
-                        if y < x.h * up && column < x.w * up {
-                            let at = ((self.image * x.h + y / up) * x.w + column / up) * x.c + block * BLOCK;
-                            pixel.copy_from_slice(&x.data[at..at + BLOCK]);
-                        }
-                    }
-                }
-                let mut half = [[[0.0; BLOCK]; WINDOW]; WINDOW];
-                for j in 0..WINDOW {
-                    for l in 0..BLOCK {
-                        let points = input_points(std::array::from_fn(|i| window[i][j][l]));
-                        for i in 0..WINDOW {
-                            half[i][j][l] = points[i];
-                        }
-                    }
-                }
-                for (i, half) in half.iter().enumerate() {
-                    let mut points = [[0.0; BLOCK]; WINDOW];
-                    for l in 0..BLOCK {
-                        let row = input_points(std::array::from_fn(|j| half[j][l]));
-                        for j in 0..WINDOW {
-                            points[j][l] = row[j];
-                        }
-                    }
-                    for (j, points) in points.iter().enumerate() {
-                        v[((i * WINDOW + j) * blocks + block) * tiles + t] = *points;
-                    }
-                }
-            }
-        }
+    fn all(&self) -> usize {
+        self.patch + POINTS * (self.inputs + self.outputs)
     }
+}
 
-    /// Adds `[36][tiles][32]` of panel `p` and the bias to the output.
-    #[inline(always)]
-    fn transform_outputs(&self, start: usize, p: usize, m: &[f32], out: &mut [f32]) {
-        let (channels, columns) = (self.conv.weights.columns, self.width.div_ceil(TILE));
-        let (rows, lanes) = (out.len() / (self.width * channels), PANEL.min(channels - p * PANEL));
-        let bias = &self.conv.bias[p * PANEL..][..lanes];
-        let m = m.as_chunks::<PANEL>().0;
-        let tiles = m.len() / POINTS;
-        for t in 0..tiles {
-            let (top, left) = ((start + t) / columns * TILE, (start + t) % columns * TILE);
-            let mut half = [[[0.0; PANEL]; WINDOW]; TILE];
-            for j in 0..WINDOW {
-                let column: [&[f32; PANEL]; WINDOW] = std::array::from_fn(|i| &m[(i * WINDOW + j) * tiles + t]);
-                for l in 0..PANEL {
-                    let points = outputs(std::array::from_fn(|i| column[i][l]));
-                    for i in 0..TILE {
-                        half[i][j][l] = points[i];
-                    }
-                }
-            }
-            for (i, half) in half.iter().enumerate().take(rows - top.min(rows)) {
-                let mut pixels = [[0.0; PANEL]; TILE];
-                for l in 0..PANEL {
-                    let points = outputs(std::array::from_fn(|j| half[j][l]));
-                    for j in 0..TILE {
-                        pixels[j][l] = points[j];
-                    }
-                }
-                for (j, pixel) in pixels.iter().enumerate().take(self.width - left) {
-                    let at = ((top + i) * self.width + left + j) * channels + p * PANEL;
-                    for ((y, &v), &b) in out[at..at + lanes].iter_mut().zip(pixel).zip(bias) {
-                        *y = elementwise::activate(*y + v + b, self.activation);
-                    }
-                }
-            }
+// === impl Cut ===
+
+impl Cut {
+    /// The bits of a result do not depend on it, so it may depend on the machine.
+    fn of(h: usize, w: usize) -> Self {
+        let (tall, wide) = (h.div_ceil(TILE), w.div_ceil(TILE));
+        if wide > TILES {
+            return Self { band: 1, across: wide.div_ceil(wide.div_ceil(TILES)) };
         }
+        let fair = tall.div_ceil(BANDS * rayon::current_num_threads());
+        Self { band: (TILES / wide).min(fair).max(1), across: wide }
     }
 }

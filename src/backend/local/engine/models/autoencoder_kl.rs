@@ -3,9 +3,10 @@
 use super::super::attention::Attention;
 use super::super::checkpoint::Scope;
 use super::super::config::KlConfig;
-use super::super::conv::{Bias, Conv, Geometry};
+use super::super::conv::{Bias, Conv, Geometry, Normed};
 use super::super::map::{Activation, Map};
 use super::super::norm::GroupNorm;
+use super::super::residual::{Ahead, Residual, Step};
 use super::super::{EngineError, Run};
 
 /// Of every norm in this network.
@@ -16,7 +17,7 @@ pub(in super::super) struct Encoder {
     conv_in: Conv,
     down_blocks: Vec<Stage>,
     mid_block: MidBlock,
-    conv_norm_out: GroupNorm,
+    conv_norm_out: Normed,
     conv_out: Conv,
     quant_conv: Option<Conv>,
 }
@@ -27,28 +28,20 @@ pub(in super::super) struct Decoder {
     conv_in: Conv,
     mid_block: MidBlock,
     up_blocks: Vec<Stage>,
-    conv_norm_out: GroupNorm,
+    conv_norm_out: Normed,
     conv_out: Conv,
 }
 
 /// Residual blocks of one width and the convolution that leads to the next size.
 struct Stage {
-    resnets: Vec<Resnet>,
+    resnets: Vec<Residual>,
     resample: Option<Conv>,
 }
 
 struct MidBlock {
-    first: Resnet,
+    first: Residual,
     attention: Option<Attention>,
-    second: Resnet,
-}
-
-struct Resnet {
-    norm1: GroupNorm,
-    conv1: Conv,
-    norm2: GroupNorm,
-    conv2: Conv,
-    conv_shortcut: Option<Conv>,
+    second: Residual,
 }
 
 // === impl Encoder ===
@@ -80,7 +73,7 @@ impl Encoder {
             conv_in: Conv::load(&scope.pp("conv_in"), Geometry::same(config.in_channels, widths[0]), Bias::Present)?,
             down_blocks,
             mid_block: MidBlock::load(&scope.pp("mid_block"), top, config)?,
-            conv_norm_out: GroupNorm::load(&scope.pp("conv_norm_out"), top, groups, EPS)?,
+            conv_norm_out: normed(&scope.pp("conv_norm_out"), top, groups)?,
             conv_out: Conv::load(&scope.pp("conv_out"), Geometry::same(top, moments), Bias::Present)?,
             quant_conv,
         })
@@ -96,11 +89,10 @@ impl Encoder {
         let mut x = self.conv_in.run(x, Activation::None)?;
         run.block_done()?;
         for stage in &self.down_blocks {
-            x = stage.run(x, run)?;
+            x = stage.run(x.into(), run)?.whole()?;
         }
         let x = self.mid_block.run(x, run)?;
-        let x = self.conv_norm_out.run(x, Activation::Silu)?;
-        let mut x = self.conv_out.run(&x, Activation::None)?;
+        let mut x = self.conv_out.run_onto(&x, Some(&self.conv_norm_out), None, Activation::None)?;
         if let Some(quant_conv) = &self.quant_conv {
             x = quant_conv.run(&x, Activation::None)?;
         }
@@ -139,7 +131,7 @@ impl Decoder {
             conv_in: Conv::load(&scope.pp("conv_in"), first, Bias::Present)?,
             mid_block: MidBlock::load(&scope.pp("mid_block"), top, config)?,
             up_blocks,
-            conv_norm_out: GroupNorm::load(&scope.pp("conv_norm_out"), widths[0], groups, EPS)?,
+            conv_norm_out: normed(&scope.pp("conv_norm_out"), widths[0], groups)?,
             conv_out: Conv::load(&scope.pp("conv_out"), last, Bias::Present)?,
         })
     }
@@ -151,17 +143,17 @@ impl Decoder {
 
     /// Latents to pictures, not clamped.
     pub(in super::super) fn run(&self, z: &Map, run: &mut Run<'_>) -> Result<Map, EngineError> {
-        let mut x = match &self.post_quant_conv {
+        let x = match &self.post_quant_conv {
             Some(conv) => self.conv_in.run(&conv.run(z, Activation::None)?, Activation::None)?,
             None => self.conv_in.run(z, Activation::None)?,
         };
         run.block_done()?;
-        x = self.mid_block.run(x, run)?;
+        let mut ahead = Ahead::from(self.mid_block.run(x, run)?);
         for stage in &self.up_blocks {
-            x = stage.run(x, run)?;
+            ahead = stage.run(ahead, run)?;
         }
-        let x = self.conv_norm_out.run(x, Activation::Silu)?;
-        let x = self.conv_out.run(&x, Activation::None)?;
+        let x = ahead.whole()?;
+        let x = self.conv_out.run_onto(&x, Some(&self.conv_norm_out), None, Activation::None)?;
         run.block_done()?;
         Ok(x)
     }
@@ -177,7 +169,7 @@ impl Stage {
         resample: Option<Conv>,
     ) -> Result<Self, EngineError> {
         let resnets = (0..count)
-            .map(|j| Resnet::load(&scope.pp("resnets").pp(j), if j == 0 { inputs } else { width }, width, groups))
+            .map(|j| resnet(&scope.pp("resnets").pp(j), if j == 0 { inputs } else { width }, width, groups))
             .collect::<Result<_, _>>()?;
         Ok(Self { resnets, resample })
     }
@@ -186,16 +178,20 @@ impl Stage {
         self.resnets.len() as u32 + u32::from(self.resample.is_some())
     }
 
-    fn run(&self, mut x: Map, run: &mut Run<'_>) -> Result<Map, EngineError> {
-        for resnet in &self.resnets {
-            x = resnet.run(x)?;
+    /// The last block's map, and the convolution to the next size yet to be made.
+    fn run(&self, x: Ahead<'_>, run: &mut Run<'_>) -> Result<Ahead<'_>, EngineError> {
+        let (first, others) =
+            self.resnets.split_first().ok_or_else(|| EngineError::Config("a stage without blocks".into()))?;
+        let mut map = first.run(x, run)?;
+        run.block_done()?;
+        for resnet in others {
+            map = resnet.run(map.into(), run)?;
             run.block_done()?;
         }
-        if let Some(conv) = &self.resample {
-            x = conv.run(&x, Activation::None)?;
+        if self.resample.is_some() {
             run.block_done()?;
         }
-        Ok(x)
+        Ok(Ahead { map, conv: self.resample.as_ref() })
     }
 }
 
@@ -209,9 +205,9 @@ impl MidBlock {
             .then(|| Attention::load(&scope.pp("attentions.0"), width, groups, EPS))
             .transpose()?;
         Ok(Self {
-            first: Resnet::load(&scope.pp("resnets.0"), width, width, groups)?,
+            first: resnet(&scope.pp("resnets.0"), width, width, groups)?,
             attention,
-            second: Resnet::load(&scope.pp("resnets.1"), width, width, groups)?,
+            second: resnet(&scope.pp("resnets.1"), width, width, groups)?,
         })
     }
 
@@ -220,43 +216,32 @@ impl MidBlock {
     }
 
     fn run(&self, x: Map, run: &mut Run<'_>) -> Result<Map, EngineError> {
-        let mut x = self.first.run(x)?;
+        let mut x = self.first.run(x.into(), run)?;
         run.block_done()?;
         if let Some(attention) = &self.attention {
             x = attention.run(x)?;
             run.block_done()?;
         }
-        let x = self.second.run(x)?;
+        let x = self.second.run(x.into(), run)?;
         run.block_done()?;
         Ok(x)
     }
 }
 
-// === impl Resnet ===
+/// The norm of the scope, and the SiLU that follows every norm of this network but that of attention.
+fn normed(scope: &Scope<'_>, channels: usize, groups: usize) -> Result<Normed, EngineError> {
+    Ok(Normed { norm: GroupNorm::load(scope, channels, groups, EPS)?, activation: Activation::Silu })
+}
 
-impl Resnet {
-    fn load(scope: &Scope<'_>, inputs: usize, outputs: usize, groups: usize) -> Result<Self, EngineError> {
-        let conv_shortcut = (inputs != outputs)
-            .then(|| Conv::load(&scope.pp("conv_shortcut"), Geometry::pointwise(inputs, outputs), Bias::Present))
-            .transpose()?;
-        Ok(Self {
-            norm1: GroupNorm::load(&scope.pp("norm1"), inputs, groups, EPS)?,
-            conv1: Conv::load(&scope.pp("conv1"), Geometry::same(inputs, outputs), Bias::Present)?,
-            norm2: GroupNorm::load(&scope.pp("norm2"), outputs, groups, EPS)?,
-            conv2: Conv::load(&scope.pp("conv2"), Geometry::same(outputs, outputs), Bias::Present)?,
-            conv_shortcut,
-        })
-    }
-
-    fn run(&self, x: Map) -> Result<Map, EngineError> {
-        // Assigned, not shadowed: each map is freed as soon as the next one stands.
-        let mut h = self.norm1.run(x.clone(), Activation::Silu)?;
-        h = self.conv1.run(&h, Activation::None)?;
-        h = self.norm2.run(h, Activation::Silu)?;
-        let x = match &self.conv_shortcut {
-            Some(conv) => conv.run(&x, Activation::None)?,
-            None => x,
-        };
-        self.conv2.run_onto(&h, Some(x), Activation::None)
-    }
+fn resnet(scope: &Scope<'_>, inputs: usize, outputs: usize, groups: usize) -> Result<Residual, EngineError> {
+    let shortcut = (inputs != outputs)
+        .then(|| Conv::load(&scope.pp("conv_shortcut"), Geometry::pointwise(inputs, outputs), Bias::Present))
+        .transpose()?;
+    let step = |norm: &str, conv: &str, inputs: usize| {
+        let norm = Some(normed(&scope.pp(norm), inputs, groups)?);
+        let conv = Conv::load(&scope.pp(conv), Geometry::same(inputs, outputs), Bias::Present)?;
+        Ok::<_, EngineError>(Step { norm, conv, activation: Activation::None })
+    };
+    let steps = vec![step("norm1", "conv1", inputs)?, step("norm2", "conv2", outputs)?];
+    Ok(Residual { steps, shortcut, activation: Activation::None })
 }

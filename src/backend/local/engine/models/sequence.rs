@@ -1,9 +1,10 @@
 //! A network that is one sequence of layers, as both tiny families are.
 
 use super::super::checkpoint::Scope;
-use super::super::conv::{Bias, Conv, Geometry};
+use super::super::conv::{Bias, Conv, Geometry, Normed};
 use super::super::map::{Activation, Map};
 use super::super::norm::GroupNorm;
+use super::super::residual::{Residual, Step};
 use super::super::{EngineError, Run};
 
 /// The layers in the order they run.
@@ -19,13 +20,13 @@ pub(super) enum Layer {
 /// `relu(conv(relu(conv(relu(conv(y))))) + y)`, where `y = x + pool(x)` if there is a pool.
 pub(super) struct Block {
     pool: Option<Pool>,
-    convs: [Conv; 3],
+    convs: Residual,
 }
 
 /// 1x1 to four times the width, norm, relu, 1x1 back.
 pub(super) struct Pool {
     widen: Conv,
-    norm: GroupNorm,
+    norm: Normed,
     narrow: Conv,
 }
 
@@ -42,7 +43,7 @@ impl Sequence {
         for layer in &self.0 {
             x = match layer {
                 Layer::Conv(conv, activation) => conv.run(&x, *activation)?,
-                Layer::Block(block) => block.run(x)?,
+                Layer::Block(block) => block.run(x, run)?,
             };
             run.block_done()?;
         }
@@ -61,22 +62,24 @@ impl Layer {
     /// A block of `width` channels.
     pub(super) fn block(scope: &Scope<'_>, width: usize, pool: Option<Pool>) -> Result<Self, EngineError> {
         let scope = scope.pp("conv");
-        let conv = |i: usize| Conv::load(&scope.pp(i), Geometry::same(width, width), Bias::Present);
-        Ok(Self::Block(Block { pool, convs: [conv(0)?, conv(2)?, conv(4)?] }))
+        let step = |i: usize| {
+            let conv = Conv::load(&scope.pp(i), Geometry::same(width, width), Bias::Present)?;
+            Ok::<_, EngineError>(Step { norm: None, conv, activation: Activation::Relu })
+        };
+        let steps = vec![step(0)?, step(2)?, step(4)?];
+        Ok(Self::Block(Block { pool, convs: Residual { steps, shortcut: None, activation: Activation::Relu } }))
     }
 }
 
 // === impl Block ===
 
 impl Block {
-    fn run(&self, mut x: Map) -> Result<Map, EngineError> {
+    fn run(&self, mut x: Map, run: &mut Run<'_>) -> Result<Map, EngineError> {
         if let Some(pool) = &self.pool {
-            let wide = pool.norm.run(pool.widen.run(&x, Activation::None)?, Activation::Relu)?;
-            x = pool.narrow.run_onto(&wide, Some(x), Activation::None)?;
+            let wide = pool.widen.run(&x, Activation::None)?;
+            x = pool.narrow.run_onto(&wide, Some(&pool.norm), Some(x), Activation::None)?;
         }
-        let mut h = self.convs[0].run(&x, Activation::Relu)?;
-        h = self.convs[1].run(&h, Activation::Relu)?;
-        self.convs[2].run_onto(&h, Some(x), Activation::Relu)
+        self.convs.run(x.into(), run)
     }
 }
 
@@ -88,7 +91,7 @@ impl Pool {
         let wide = 4 * width;
         Ok(Self {
             widen: Conv::load(&scope.pp(0), Geometry::pointwise(width, wide), Bias::Absent)?,
-            norm: GroupNorm::load(&scope.pp(1), wide, groups, eps)?,
+            norm: Normed { norm: GroupNorm::load(&scope.pp(1), wide, groups, eps)?, activation: Activation::Relu },
             narrow: Conv::load(&scope.pp(3), Geometry::pointwise(wide, width), Bias::Absent)?,
         })
     }

@@ -1,0 +1,186 @@
+//! A residual block some rows at a time, so that none of its inner maps is ever whole, and the block's result takes the place
+//! of its input.
+//!
+//! A norm needs the moments of a whole map. They come from passes of their own: all bands up to that norm are computed and
+//! forgotten again. What is computed more than once is the price of the memory; the numbers are the same.
+
+use std::{borrow::Cow, ops::Range};
+
+use super::super::host::HostMap;
+use super::super::host::convolve::HostConv;
+use super::super::host::moments::{self, Moments};
+use super::super::host::source::{Affine, Source};
+use super::super::map::{Activation, Map};
+use super::super::{EngineError, Run};
+use super::{Ahead, Residual};
+
+/// Pixels of a band at most: enough for every thread, and a small part of a map that is worth bands.
+const PIXELS: usize = 64 * 1024;
+/// Rows of a band at least: each band computes two rows or so beyond its own for every convolution that follows.
+const ROWS: usize = 32;
+/// Bands there are at least; with fewer there is little to save.
+const FEWEST: usize = 4;
+
+/// One block with the sizes of what it reads.
+pub(super) struct Banded<'a> {
+    block: &'a Residual,
+    convs: Vec<&'a HostConv>,
+    height: usize,
+    rows: usize,
+}
+
+/// Some rows of a map of the block.
+struct Window<'a> {
+    map: Cow<'a, HostMap>,
+    top: usize,
+}
+
+// === impl Banded ===
+
+impl<'a> Banded<'a> {
+    /// The block for such an input, if it has `least` pixels and is worth bands.
+    pub(super) fn of(block: &'a Residual, x: &Ahead<'_>, least: usize) -> Result<Option<Self>, EngineError> {
+        let Map::Host(map) = &x.map else { return Ok(None) };
+        let (height, width) = match x.conv {
+            Some(conv) => (conv.host()?.extent(map.h), conv.host()?.extent(map.w)),
+            None => (map.h, map.w),
+        };
+        // Whole tiles of the convolutions, or the bits would differ a little.
+        let rows = (PIXELS / width).min(height / FEWEST).next_multiple_of(4).max(ROWS);
+        if height * width < least || height < FEWEST * rows {
+            return Ok(None);
+        }
+        let convs = block.steps.iter().map(|step| step.conv.host()).collect::<Result<_, _>>()?;
+        Ok(Some(Self { block, convs, height, rows }))
+    }
+
+    /// The block. Progress is told once, as ever; whether anybody still waits is asked after each band.
+    pub(super) fn run(&self, x: Ahead<'_>, run: &mut Run<'_>) -> Result<Map, EngineError> {
+        let Map::Host(mut map) = x.map else { return Err(EngineError::Place) };
+        let conv = x.conv.map(|conv| conv.host()).transpose()?;
+        let shortcut = self.block.shortcut.as_ref().map(|conv| conv.host()).transpose()?;
+        let affines = self.affines((&map, conv), run)?;
+        if conv.is_none() && shortcut.is_none() {
+            // A band's result is written when the next one has read what it needs of the rows above it.
+            let mut waiting: Option<(Range<usize>, HostMap)> = None;
+            for rows in self.bands() {
+                let made = self.band((&map, None), None, &affines, rows.clone());
+                if let Some((rows, made)) = waiting.replace((rows, made)) {
+                    map.paste(rows.start, &made);
+                }
+                run.go_on()?;
+            }
+            if let Some((rows, made)) = waiting {
+                map.paste(rows.start, &made);
+            }
+            return Ok(Map::Host(map));
+        }
+        let width = conv.map_or(map.w, |conv| conv.extent(map.w));
+        let mut out = map.like(self.height, width, self.convs[self.convs.len() - 1].outputs());
+        for rows in self.bands() {
+            out.paste(rows.start, &self.band((&map, conv), shortcut, &affines, rows.clone()));
+            run.go_on()?;
+        }
+        Ok(Map::Host(out))
+    }
+
+    fn bands(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (rows, height) = (self.rows, self.height);
+        (0..height).step_by(rows).map(move |top| top..(top + rows).min(height))
+    }
+
+    /// The norms of all steps, each from a pass over the steps before it.
+    fn affines(&self, x: (&HostMap, Option<&HostConv>), run: &mut Run<'_>) -> Result<Vec<Option<Affine>>, EngineError> {
+        let mut affines: Vec<Option<Affine>> = Vec::new();
+        for (count, step) in self.block.steps.iter().enumerate() {
+            let Some(normed) = &step.norm else {
+                affines.push(None);
+                continue;
+            };
+            let groups = normed.norm.groups();
+            let affine = if count == 0 && x.1.is_none() {
+                normed.norm.affine_of(x.0, normed.activation)
+            } else {
+                let mut sums = vec![Moments::default(); x.0.n * groups];
+                for rows in self.bands() {
+                    let window = self.steps(read(x, self.needs(count, &rows)[0].clone()), &affines, count, &rows);
+                    for (sum, moments) in sums.iter_mut().zip(moments::of_groups(&window.map, groups)) {
+                        *sum = sum.join(moments);
+                    }
+                    run.go_on()?;
+                }
+                normed.norm.affine(&sums, normed.activation)
+            };
+            affines.push(Some(affine));
+        }
+        Ok(affines)
+    }
+
+    /// The block's rows `rows`.
+    fn band(
+        &self,
+        x: (&HostMap, Option<&HostConv>),
+        shortcut: Option<&HostConv>,
+        affines: &[Option<Affine>],
+        rows: Range<usize>,
+    ) -> HostMap {
+        let last = self.convs.len() - 1;
+        let needs = self.needs(last + 1, &rows);
+        let read = read(x, needs[0].clone());
+        let onto = match shortcut {
+            Some(conv) => conv.run_rows(&read.source(self.height, None), rows.clone(), None, Activation::None),
+            None => read.map.copy_rows(rows.start - read.top..rows.end - read.top),
+        };
+        let h = self.steps(read, affines, last, &needs[last]);
+        let source = h.source(self.height, affines[last].as_ref());
+        self.convs[last].run_rows(&source, rows, Some(onto), self.block.activation)
+    }
+
+    /// Rows that the first `count` steps read, and at last those they make.
+    fn needs(&self, count: usize, rows: &Range<usize>) -> Vec<Range<usize>> {
+        let mut needs = vec![rows.clone()];
+        for conv in self.convs[..count].iter().rev() {
+            needs.push(conv.reach(&needs[needs.len() - 1], self.height));
+        }
+        needs.reverse();
+        needs
+    }
+
+    /// The first `count` steps, for rows `rows` of their output.
+    fn steps<'m>(
+        &self,
+        mut x: Window<'m>,
+        affines: &[Option<Affine>],
+        count: usize,
+        rows: &Range<usize>,
+    ) -> Window<'m> {
+        let needs = self.needs(count, rows);
+        for (i, rows) in needs.into_iter().enumerate().skip(1) {
+            let top = rows.start;
+            let source = x.source(self.height, affines[i - 1].as_ref());
+            let made = self.convs[i - 1].run_rows(&source, rows, None, self.block.steps[i - 1].activation);
+            x = Window { map: Cow::Owned(made), top };
+        }
+        x
+    }
+}
+
+/// Rows of what goes into the block.
+fn read<'m>((map, conv): (&'m HostMap, Option<&HostConv>), rows: Range<usize>) -> Window<'m> {
+    match conv {
+        None => Window { map: Cow::Borrowed(map), top: 0 },
+        Some(conv) => {
+            let top = rows.start;
+            let made = conv.run_rows(&Source::whole(map), rows, None, Activation::None);
+            Window { map: Cow::Owned(made), top }
+        }
+    }
+}
+
+// === impl Window ===
+
+impl Window<'_> {
+    fn source<'s>(&'s self, height: usize, affine: Option<&'s Affine>) -> Source<'s> {
+        Source { map: &self.map, top: self.top, height, affine }
+    }
+}
