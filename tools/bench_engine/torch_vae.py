@@ -10,6 +10,8 @@ threads, in the program and in the kernel; memory is what is resident before the
 (the peak is set back before each size). Environment variables such as ATEN_CPU_CAPABILITY are PyTorch's own.
 """
 import argparse
+import ctypes
+import gc
 import json
 import os
 import pathlib
@@ -70,6 +72,15 @@ def memory(key):
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":")), None)
 
 
+def rest():
+    """Gives back what is free: what loading has left behind would pass for the runs' memory, or hide it."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        say("the allocator of this system gives nothing back by order")
+
+
 def forget_peak():
     """Whether the system lets the peak begin anew."""
     try:
@@ -114,6 +125,7 @@ def measure(model, arguments, width, height):
     else:
         value = torch.rand(1, 3, height, width, generator=random) * 2 - 1
     value = value.to(DTYPES[arguments.dtype]).contiguous(memory_format=FORMATS[arguments.memory_format])
+    rest()
     is_peak_own, before = forget_peak(), memory("VmRSS")
     costs = []
     for index in range(arguments.runs + 1):

@@ -200,6 +200,7 @@ impl Bench {
             Task::Encode => size.picture()?,
         };
         let bar = self.bar(size);
+        measure::rest();
         let is_peak_own = measure::forget_peak();
         if !is_peak_own {
             bar.suspend(|| {
