@@ -3,6 +3,8 @@
 //! Answers go to standard output, everything said beside them to standard error. This is the program's top floor, so
 //! errors are `anyhow` here and end as one line that names the remedy.
 
+#[cfg(feature = "local")]
+mod bench;
 mod cache;
 mod client;
 mod decode;
@@ -52,6 +54,10 @@ enum Command {
     LogLevel(log_level::LogLevel),
     /// Make the token of a named client.
     Token(token::Token),
+    /// Measure what computing costs on this machine.
+    #[cfg(feature = "local")]
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Show the whole thing at work in this process: no network, no downloads.
     Demo(demo::Demo),
 }
@@ -69,6 +75,8 @@ pub fn run() -> ExitCode {
         Command::Cache(command) => command.run(),
         Command::LogLevel(log_level) => log_level.run(),
         Command::Token(token) => token.run(),
+        #[cfg(feature = "local")]
+        Command::Bench(command) => command.run(config),
         Command::Demo(demo) => demo.run(),
     };
     match outcome {

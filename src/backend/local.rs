@@ -1,6 +1,6 @@
 //! The local backend: a handle, a bounded queue, one engine thread a device.
 //!
-//! Async code never sees a tensor operation. The thread owns the models. The queue is a bounded line of futures waiting
+//! Async code never sees a tensor operation. The thread owns the models, and the pool of threads on which they run. The queue is a bounded line of futures waiting
 //! for their turn, first come first served: a job that nobody waits for any more leaves the line, and gives back its
 //! memory, the moment its future is dropped. A full line refuses at once. A running job is stopped between blocks. The
 //! picture is encoded on the blocking pool, while the engine starts on the next job. A panic in a run is that run's
@@ -37,9 +37,11 @@ use crate::{
 };
 
 pub mod engine;
+pub mod threads;
 mod worker;
 
 use engine::{Device, Precision};
+use threads::Threads;
 
 /// Backend name and metric label.
 const NAME: &str = "local";
@@ -55,6 +57,8 @@ pub struct Config {
     pub device: Device,
     /// `f32`, `f16` or `bf16`: how activations are kept between layers.
     pub precision: Precision,
+    /// Threads that compute on the CPU; 0: as many as there are processors.
+    pub threads: usize,
     /// Jobs that may wait; more are refused with `OVERLOADED`.
     pub queue: usize,
     /// Working memory one run may need; larger jobs are refused with `TOO_LARGE`.
@@ -108,12 +112,12 @@ struct Made {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { device: Device::Cpu, precision: Precision::F32, queue: 128, memory: ByteSize::gib(8) }
+        Self { device: Device::Cpu, precision: Precision::F32, threads: 0, queue: 128, memory: ByteSize::gib(8) }
     }
 }
 
 impl Local {
-    /// Starts the engine's thread, which opens the device and loads what is to be preloaded. Returns at once; what
+    /// Starts the engine's threads, of which one opens the device and loads what is to be preloaded. Returns at once; what
     /// cannot be loaded shows in the health.
     pub fn start(config: &Config, models: Vec<LocalModel>, metrics: Metrics) -> Result<Self, Error> {
         let (sender, orders) = mpsc::sync_channel(TURNS);
@@ -127,8 +131,9 @@ impl Local {
         });
         let (health_sender, health) = watch::channel(states.collect());
         let worker = worker::Worker::new(config.clone(), models, health_sender, metrics.clone());
-        task::thread("engine", move || worker.run(&orders))
-            .map_err(|error| Error::internal("the engine's thread does not start").caused_by(error))?;
+        let failed = |error| Error::internal("the engine's threads do not start").caused_by(error);
+        let threads = Threads::start(config.threads).map_err(failed)?;
+        task::thread("engine", move || threads.run(move || worker.run(&orders))).map_err(failed)?;
         metrics.backend_queue_capacity(NAME, config.queue);
         let line = Line::new(NAME, "engine.queue", TURNS, config.queue, metrics.clone());
         Ok(Self { line, orders: sender, health, metrics })

@@ -140,13 +140,19 @@ impl Config {
 
     #[cfg(feature = "local")]
     fn check_engine(&self, faults: &mut Vec<Fault>) {
-        use crate::backend::local::engine::Device;
+        use crate::backend::local::{engine::Device, threads::Threads};
         let engine = &self.engine;
         let mut check = |holds: bool, key: &str, value: String, remedy: &str| {
             if !holds {
                 faults.push(Fault { key: key.to_owned(), value, remedy: remedy.to_owned() });
             }
         };
+        check(
+            engine.threads <= Threads::MAX,
+            "engine.threads",
+            engine.threads.to_string(),
+            "must be at most 1024; 0 is as many as there are processors",
+        );
         check(
             (1..=MAX_COUNT).contains(&engine.queue),
             "engine.queue",

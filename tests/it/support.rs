@@ -51,6 +51,11 @@ pub fn config() -> Config {
     config.listen.admin.set_port(0);
     // Nothing leaves this machine.
     config.route.backends = vec![latentgate::route::Name::Local];
+    // Many apps at a time, each with an engine of its own.
+    #[cfg(feature = "local")]
+    {
+        config.engine.threads = 2;
+    }
     config
 }
 

@@ -1,0 +1,319 @@
+//! `bench engine`: a model of the local engine, run on noise in this process, as a server's engine would run it.
+//!
+//! The model is loaded once. Each size has a first run, which is told apart since it takes its memory from the system,
+//! and then as many as were asked for. No queue, no cache and no rendering are in the numbers; a picture's numbers stay
+//! f32 to their end.
+
+use std::path::Path;
+
+use anyhow::{Context as _, bail, ensure};
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::time::Instant;
+
+use self::{
+    input::Size,
+    machine::Machine,
+    measure::{Cost, Measured, Memory},
+    report::Report,
+};
+use crate::{
+    backend::local::{
+        Config as EngineConfig,
+        engine::{
+            Arena, Autoencoder, Cancelled, Checkpoint, EncodeMode, EngineError, Facts, Instructions, Observer,
+            Precision, Scaling, Task,
+        },
+        threads::Threads,
+    },
+    cli::say,
+    config::{Config, ModelConfig, Overrides},
+    float,
+    model::ModelSpec,
+    tensor::{DType, Tensor},
+    weights::{self, Found},
+};
+
+mod input;
+mod machine;
+mod measure;
+mod report;
+
+/// Flags of `bench engine`.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Engine {
+    /// A model that the configuration knows, `builtin` among them; a diffusers directory; or a .safetensors file.
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// What is computed.
+    #[arg(long, value_enum, value_name = "TASK", default_value_t)]
+    task: TaskFlag,
+    /// Sizes of the pictures in pixels: 512, or 640x424 for width and height, separated by commas.
+    #[arg(long, value_name = "SIZES", value_delimiter = ',', default_value = "256,512")]
+    size: Vec<Size>,
+    /// Runs of each size, after a first one.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    runs: u16,
+    /// Threads that compute; 0: as many as there are processors. Default: engine.threads of the configuration.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=Threads::MAX as i64))]
+    threads: Option<u16>,
+    /// How activations are kept between layers. Default: engine.precision of the configuration.
+    #[arg(long, value_enum, value_name = "PRECISION")]
+    precision: Option<PrecisionFlag>,
+    /// Memory a run may take besides the weights; beyond it, it works in bands. Default: engine.memory of the configuration.
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<ByteSize>,
+    /// What of the processor the kernels use.
+    #[arg(long, value_enum, value_name = "SET", default_value_t)]
+    instructions: InstructionsFlag,
+    /// A known model whose numbers a .safetensors file without a config.json has.
+    #[arg(long, value_name = "MODEL")]
+    like: Option<String>,
+    /// Print JSON: an object a line for each size, as soon as it is measured.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `--task`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum TaskFlag {
+    /// Latents to pixels.
+    #[default]
+    Decode,
+    /// Pixels to latents.
+    Encode,
+}
+
+/// `--precision`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PrecisionFlag {
+    /// IEEE 754 single.
+    F32,
+    /// Upper half of a single.
+    Bf16,
+    /// IEEE 754 half.
+    F16,
+}
+
+/// `--instructions`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum InstructionsFlag {
+    /// The widest it has.
+    #[default]
+    Widest,
+    /// AVX2 and FMA at most.
+    Avx2,
+    /// What every processor of its kind has.
+    Portable,
+}
+
+/// The model and all that is run on it.
+struct Bench {
+    model: Autoencoder,
+    /// The model's.
+    arena: Arena,
+    memory: ByteSize,
+    task: Task,
+    runs: u16,
+}
+
+/// Shows how far the runs of one size are.
+struct Watch<'a>(&'a ProgressBar);
+
+// === impl Engine ===
+
+impl Engine {
+    pub(super) fn run(self, file: Option<&Path>) -> anyhow::Result<()> {
+        let mut config = Config::load(file, &Overrides::default())?;
+        let found = find(&self.spec(&mut config)?, &config, self.task.into())?;
+        let mut engine = config.engine;
+        engine.threads = self.threads.map_or(engine.threads, usize::from);
+        engine.memory = self.memory.unwrap_or(engine.memory);
+        // Nothing has run yet in this process.
+        Instructions::from(self.instructions).choose();
+        engine.precision = self.precision.map_or(engine.precision, Precision::from);
+        let threads = Threads::start(engine.threads).context("the engine's threads do not start; lower --threads")?;
+        threads.run(|| self.measure(&engine, &found, threads.count()))
+    }
+
+    /// What is known of the model before its weights are looked at. What the configuration does not know is a path.
+    fn spec(&self, config: &mut Config) -> anyhow::Result<ModelSpec> {
+        let known = |config: &Config, name: &str| config.model_table().get(name).map(|spec| (**spec).clone());
+        if let Some(spec) = known(config, &self.model) {
+            ensure!(self.like.is_none(), "--like is for files, and {} is a model that is known", self.model);
+            return Ok(spec);
+        }
+        let path = Path::new(&self.model);
+        ensure!(
+            path.exists(),
+            "{}: neither a model that the configuration knows nor a file or directory; `latentgate config print` shows \
+             the configured ones, and --config FILE names another configuration",
+            self.model
+        );
+        if let Some(like) = self.like.as_ref().filter(|like| known(config, like).is_none()) {
+            bail!("--like {like}: no model is known by this name");
+        }
+        let model = ModelConfig { weights: Some(path.to_owned()), like: self.like.clone(), ..ModelConfig::default() };
+        // No model has this name: a file's extension is none of its own.
+        config.models.insert("benched".to_owned(), model);
+        known(config, "benched").context("a model that was just inserted is not there")
+    }
+
+    fn measure(&self, config: &EngineConfig, found: &Found, threads: usize) -> anyhow::Result<()> {
+        say(format_args!("loading {}", self.model));
+        let began = Instant::now();
+        let arena = Arena::default();
+        let model = load(found, config).with_context(|| format!("{}{}", self.model, self.hint()))?;
+        let model = model.with_arena(arena.clone());
+        let loaded = began.elapsed();
+        let facts = model.facts();
+        for size in &self.size {
+            size.check(facts.spatial_scale)?;
+        }
+        let report = Report {
+            model: &self.model,
+            task: self.task.into(),
+            device: config.device,
+            facts: &facts,
+            loaded,
+            machine: Machine::read(threads),
+            runs: self.runs,
+        };
+        let bench = Bench { model, arena, memory: config.memory, task: self.task.into(), runs: self.runs };
+        let mut measured = Vec::new();
+        for &size in &self.size {
+            let of_size = bench.measure(size, &facts)?;
+            if self.json {
+                report.print_json(&of_size)?;
+            }
+            measured.push(of_size);
+        }
+        if self.json { Ok(()) } else { report.print_table(&measured) }
+    }
+
+    /// What may be wrong when a file without a config.json does not load.
+    fn hint(&self) -> &'static str {
+        let path = Path::new(&self.model);
+        let is_bare = path.is_file() && !path.with_file_name("config.json").exists();
+        if is_bare && self.like.is_none() {
+            " (without a config.json beside it this is taken for sd-v1: --like names another model)"
+        } else {
+            ""
+        }
+    }
+}
+
+fn find(spec: &ModelSpec, config: &Config, task: Task) -> anyhow::Result<Found> {
+    let found = weights::find(spec, config.weights.hub_cache.as_deref())?;
+    let other = if task == Task::Decode { Task::Encode } else { Task::Decode };
+    let (half, other) = (task.label(), other.label());
+    ensure!(found.tasks.contains(&task), "{}: these weights have no {half}r; say --task {other}", spec.id);
+    Ok(found)
+}
+
+fn load(found: &Found, config: &EngineConfig) -> anyhow::Result<Autoencoder> {
+    let weights = found.read()?;
+    let checkpoint = Checkpoint { config: &found.config, weights: &weights };
+    let model = Autoencoder::load(&checkpoint, &config.device, config.precision)?;
+    Ok(model.with_memory(config.memory.as_u64()))
+}
+
+// === impl Bench ===
+
+impl Bench {
+    /// All runs of a size.
+    fn measure(&self, size: Size, facts: &Facts) -> anyhow::Result<Measured> {
+        let input = match self.task {
+            Task::Decode => size.latents(facts.latent_channels, facts.spatial_scale)?,
+            Task::Encode => size.picture()?,
+        };
+        let foretold = self.model.working_set_bytes(self.task, 1, size.height, size.width);
+        ensure!(
+            foretold <= self.memory.as_u64(),
+            "{size} takes {} besides the weights, even in bands; --memory allows {}",
+            ByteSize(foretold),
+            self.memory
+        );
+        let bar = self.bar(size);
+        self.arena.release();
+        measure::rest();
+        let is_peak_own = measure::forget_peak();
+        if !is_peak_own {
+            bar.suspend(|| {
+                say("the system does not let the peak of memory be set back: it is that of the whole process so far");
+            });
+        }
+        let before = Memory::now();
+        let first = self.run(&input, &bar)?;
+        bar.suspend(|| say(format_args!("{size}: first run: {}", first.told())));
+        let mut later = Vec::with_capacity(usize::from(self.runs));
+        for index in 1..=self.runs {
+            let cost = self.run(&input, &bar)?;
+            bar.suspend(|| say(format_args!("{size}: run {index} of {}: {}", self.runs, cost.told())));
+            later.push(cost);
+        }
+        bar.finish_and_clear();
+        Ok(Measured { size, first, later, before, after: Memory::now(), foretold, is_peak_own })
+    }
+
+    fn run(&self, input: &Tensor, bar: &ProgressBar) -> anyhow::Result<Cost> {
+        let mut watch = Watch(bar);
+        let (output, cost) = Cost::of(|| match self.task {
+            Task::Decode => self.model.decode(input, Scaling::NONE, DType::F32, &mut watch),
+            Task::Encode => self.model.encode(input, (EncodeMode::Mean, Scaling::NONE), DType::F32, &mut watch),
+        });
+        let output = output.map_err(|error: EngineError| anyhow::Error::new(error).context("the engine failed"))?;
+        ensure!(
+            float::is_finite(&output),
+            "the answer holds NaN or infinity: try --precision f32, or look at the weights"
+        );
+        Ok(cost)
+    }
+
+    /// One step for each block of each run; nothing where standard error is no terminal.
+    fn bar(&self, size: Size) -> ProgressBar {
+        let blocks = u64::from(self.model.blocks(self.task)) * (u64::from(self.runs) + 1);
+        let style = ProgressStyle::with_template("{prefix} [{bar:40}] {pos}/{len} blocks, {elapsed}, {eta} to go")
+            .expect("the template is valid");
+        ProgressBar::new(blocks).with_style(style.progress_chars("=> ")).with_prefix(size.to_string())
+    }
+}
+
+impl Observer for Watch<'_> {
+    fn block_done(&mut self) -> Result<(), Cancelled> {
+        self.0.inc(1);
+        Ok(())
+    }
+}
+
+// === impl TaskFlag, PrecisionFlag ===
+
+impl From<TaskFlag> for Task {
+    fn from(flag: TaskFlag) -> Self {
+        match flag {
+            TaskFlag::Decode => Self::Decode,
+            TaskFlag::Encode => Self::Encode,
+        }
+    }
+}
+
+impl From<InstructionsFlag> for Instructions {
+    fn from(flag: InstructionsFlag) -> Self {
+        match flag {
+            InstructionsFlag::Widest => Self::Widest,
+            InstructionsFlag::Avx2 => Self::Avx2,
+            InstructionsFlag::Portable => Self::Portable,
+        }
+    }
+}
+
+impl From<PrecisionFlag> for Precision {
+    fn from(flag: PrecisionFlag) -> Self {
+        match flag {
+            PrecisionFlag::F32 => Self::F32,
+            PrecisionFlag::Bf16 => Self::BF16,
+            PrecisionFlag::F16 => Self::F16,
+        }
+    }
+}
