@@ -93,15 +93,19 @@ fn bands_give_what_the_whole_gives_in_less_memory() {
 }
 
 #[test]
-fn a_run_takes_what_was_foretold() {
+fn a_run_takes_what_was_foretold_whatever_ran_before() {
     let scaling = Scaling { factor: 1.0, shift: 0.0 };
     for memory in [u64::MAX, 0] {
         let model = model("sd1", None).with_memory(memory);
-        let latents = noise(&[1, model.latent_channels(), 40, 24]);
-        model.decode(&latents, scaling, DType::F32, &mut Patient).unwrap();
         let scale = model.facts().spatial_scale;
-        let foretold = model.working_set_bytes(Task::Decode, 1, 40 * scale, 24 * scale);
-        let ends = (40 * 24 * scale * scale * 24) as u64;
-        assert_eq!(model.arena.peak_bytes(rayon::current_num_threads()) + ends, foretold);
+        let sizes = [(40, 24), (40, 24), (20, 60), (8, 8), (40, 24)];
+        let mut largest = 0;
+        for (h, w) in sizes {
+            let latents = noise(&[1, model.latent_channels(), h, w]);
+            model.decode(&latents, scaling, DType::F32, &mut Patient).unwrap();
+            largest = largest.max(model.working_set_bytes(Task::Decode, 1, h * scale, w * scale));
+        }
+        let taken = model.arena.taken_bytes();
+        assert!(taken * 10 <= largest * 11, "{taken} of {largest}");
     }
 }

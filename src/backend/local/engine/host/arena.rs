@@ -22,13 +22,15 @@ struct Shared {
 /// Counts are in floats.
 #[derive(Default)]
 struct Pool {
-    /// Buffers of maps that nobody holds, oldest first.
+    /// Buffers of maps that nobody holds.
     free: Vec<Pages>,
     /// Scratch buffers that no thread holds.
     scratch: Vec<Pages>,
-    /// Held by maps at this moment, and the most there was.
+    /// What maps hold at this moment, and the most there was.
     live: usize,
     peak: usize,
+    /// The most that there was in all, `free` included; a buffer counts in full, however much of it is used.
+    taken: usize,
     /// What `live` and `free` together may come to.
     limit: usize,
     /// The longest scratch buffer.
@@ -42,6 +44,8 @@ struct Pages(Option<MmapMut>);
 /// So many floats of the arena; they go back on drop. A rehearsal's holds none.
 pub(in super::super) struct Buffer {
     data: Pages,
+    /// What it counts for.
+    held: usize,
     len: usize,
     arena: Arena,
 }
@@ -72,6 +76,12 @@ impl Arena {
         ((pool.peak + threads * pool.widest) * size_of::<f32>()) as u64
     }
 
+    /// Bytes that maps took of the system at the widest moment so far.
+    #[cfg(test)]
+    pub(in super::super) fn taken_bytes(&self) -> u64 {
+        (self.0.pool.lock().taken * size_of::<f32>()) as u64
+    }
+
     /// Lets buffers of earlier runs stay as long as maps take no more than `bytes` with them.
     pub(in super::super) fn keep_within(&self, bytes: u64) {
         self.0.pool.lock().limit = usize::try_from(bytes).unwrap_or(usize::MAX) / size_of::<f32>();
@@ -84,15 +94,15 @@ impl Arena {
         pool.scratch = Vec::new();
     }
 
-    /// `len` floats of any value: those of an earlier buffer of this length, or fresh ones.
+    /// `len` floats of any value: those of an earlier buffer, or fresh ones.
     pub(in super::super) fn take(&self, len: usize) -> Buffer {
+        let mut buffer = Buffer { data: Pages::default(), held: 0, len, arena: self.clone() };
         let mut pool = self.0.pool.lock();
-        pool.live += len;
-        pool.peak = pool.peak.max(pool.live);
         let found = if self.rehearses() { Some(Pages::default()) } else { pool.find(len) };
+        // Counted before it is there: whatever happens from here on, the count goes down with the buffer.
+        buffer.held = found.as_ref().map_or(len, |pages| pages.len().max(len));
+        pool.hold(buffer.held);
         drop(pool);
-        let mut buffer = Buffer { data: Pages::default(), len, arena: self.clone() };
-        // Whatever happens from here on, the count goes down with the buffer.
         buffer.data = found.unwrap_or_else(|| Pages::new(len));
         buffer
     }
@@ -119,16 +129,28 @@ impl Arena {
 // === impl Pool ===
 
 impl Pool {
-    /// A free buffer of just this length; if there is none, room is made for a fresh one.
+    /// The smallest free buffer that is long enough and not more than twice as long; if there is none, room is made for a
+    /// fresh one. Pages that are used again need not be cleared by the system, which costs as much as a norm.
     fn find(&mut self, len: usize) -> Option<Pages> {
-        if let Some(at) = self.free.iter().rposition(|buffer| buffer.len() == len) {
-            return Some(self.free.remove(at));
+        let fits = |pages: &Pages| (len..=2 * len).contains(&pages.len());
+        let best = self.free.iter().enumerate().filter(|(_, pages)| fits(pages)).min_by_key(|(_, pages)| pages.len());
+        if let Some((at, _)) = best {
+            return Some(self.free.swap_remove(at));
         }
-        let mut kept: usize = self.free.iter().map(|buffer| buffer.len()).sum();
-        while self.live + kept > self.limit && !self.free.is_empty() {
-            kept -= self.free.remove(0).len();
-        }
+        // The smallest go first: a network's maps grow or shrink on its way, and the large ones are dear.
+        self.free.sort_by_key(|pages| std::cmp::Reverse(pages.len()));
+        while self.live + self.free() + len > self.limit && self.free.pop().is_some() {}
         None
+    }
+
+    fn hold(&mut self, len: usize) {
+        self.live += len;
+        self.peak = self.peak.max(self.live);
+        self.taken = self.taken.max(self.live + self.free());
+    }
+
+    fn free(&self) -> usize {
+        self.free.iter().map(|pages| pages.len()).sum()
     }
 }
 
@@ -189,20 +211,22 @@ impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.data
+        // A rehearsal's holds none.
+        &self.data[..self.len.min(self.data.len())]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data
+        let len = self.len.min(self.data.len());
+        &mut self.data[..len]
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         let mut pool = self.arena.0.pool.lock();
-        pool.live -= self.len;
+        pool.live -= self.held;
         if !self.data.is_empty() {
             pool.free.push(std::mem::take(&mut self.data));
         }
@@ -241,7 +265,7 @@ mod tests {
         let (a, b) = (arena.take(100), arena.take(50));
         assert!(a.is_empty() && b.is_empty());
         drop(a);
-        let _c = arena.take(20);
+        let _c = arena.take(15);
         arena.note_scratch(7);
         assert_eq!(arena.peak_bytes(3), 4 * (150 + 3 * 7));
     }
@@ -254,16 +278,19 @@ mod tests {
         let a = arena.take(100);
         let at = address(&a);
         drop(a);
-        // Another length fits beside the free one; a third does not, and the free one goes.
-        let b = arena.take(50);
-        let again = arena.take(100);
-        assert_eq!(address(&again), at);
+        // One that is too small for the free one to serve fits beside it; what is a little smaller gets it.
+        let b = arena.take(40);
+        let again = arena.take(60);
+        assert_eq!((address(&again), again.len()), (at, 60));
         drop((b, again));
-        let _c = arena.take(30);
-        assert!(arena.0.pool.lock().free.iter().map(|buffer| buffer.len()).sum::<usize>() + 30 <= 150);
+        // Of two that are free the smaller one goes to make room.
+        let _c = arena.take(15);
+        let _d = arena.take(30);
+        let pool = arena.0.pool.lock();
+        assert_eq!((pool.free(), pool.live, pool.taken), (100, 45, 145));
+        drop(pool);
         arena.release();
         assert!(arena.0.pool.lock().free.is_empty());
-        assert_eq!(arena.0.pool.lock().live, 30);
     }
 
     #[test]
