@@ -85,7 +85,7 @@ else
 fi
 needs systemd-sysusers "systemd: the user" systemd-sysusers --dry-run "$PWD/deploy/systemd/latentgate.sysusers"
 
-needs shellcheck "scripts" shellcheck deploy/check.sh deploy/prometheus/check_live.sh
+needs shellcheck "scripts" shellcheck deploy/check.sh deploy/prometheus/check_live.sh tools/cuda/nvcc-typecheck tools/cuda/*.sh
 
 beyond=(
   "Docker: building and running the images: needs a daemon and the network"
