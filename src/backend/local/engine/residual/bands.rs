@@ -46,7 +46,7 @@ impl<'a> Banded<'a> {
             None => (map.h, map.w),
         };
         // Whole tiles of the convolutions, or the bits would differ a little.
-        let rows = (PIXELS / width).min(height / FEWEST).next_multiple_of(4).max(ROWS);
+        let rows = ((PIXELS / width).min(height / FEWEST) / 4 * 4).max(ROWS);
         if height * width < least || height < FEWEST * rows {
             return Ok(None);
         }
