@@ -68,6 +68,8 @@ fn both_paths_give_the_same_numbers() {
 
 #[test]
 fn bands_give_what_the_whole_gives_in_less_memory() {
+    // Moments are summed in other runs of pixels where a band's are no multiple of one, and random weights make much of it.
+    const WITHIN: f64 = 1e-5;
     let scaling = Scaling { factor: 1.0, shift: 0.0 };
     for name in ["sd1", "flux", "taesd", "taef2"] {
         let (whole, banded) = (model(name, None), model(name, None).with_memory(0));
@@ -79,12 +81,12 @@ fn bands_give_what_the_whole_gives_in_less_memory() {
         let got = banded.decode(&latents, scaling, DType::F32, &mut parts).unwrap();
         assert!(parts.0 > 8, "{name}: {} bands", parts.0);
         let apart = distance(&got, &whole.decode(&latents, scaling, DType::F32, &mut Patient).unwrap());
-        assert!(apart < 1e-6, "{name}: decode {apart:.1e}");
+        assert!(apart < WITHIN, "{name}: decode {apart:.1e}");
         let pictures = noise(&[2, 3, h * scale, w * scale]);
         let encode =
             |m: &Autoencoder| m.encode(&pictures, (EncodeMode::Mean, scaling), DType::F32, &mut Patient).unwrap();
         let apart = distance(&encode(&banded), &encode(&whole));
-        assert!(apart < 1e-6, "{name}: encode {apart:.1e}");
+        assert!(apart < WITHIN, "{name}: encode {apart:.1e}");
         for task in [Task::Decode, Task::Encode] {
             let bytes = |m: &Autoencoder| m.working_set_bytes(task, 1, 2048, 2048);
             assert!(bytes(&banded) * 5 < bytes(&whole) * 4, "{name}: {} of {}", bytes(&banded), bytes(&whole));

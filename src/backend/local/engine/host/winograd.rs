@@ -20,7 +20,7 @@ use super::source::Source;
 use super::{HostMap, Part, stored};
 
 /// Outputs along a side of a tile.
-const TILE: usize = 4;
+pub(in super::super) const TILE: usize = 4;
 /// Inputs along a side of a tile, and points of the transform.
 const WINDOW: usize = 6;
 /// Points of a transformed tile.

@@ -10,6 +10,7 @@ use super::super::host::HostMap;
 use super::super::host::convolve::HostConv;
 use super::super::host::moments::{self, Moments};
 use super::super::host::source::{Affine, Source};
+use super::super::host::winograd::TILE;
 use super::super::map::{Activation, Map};
 use super::super::{EngineError, Run};
 use super::{Ahead, Residual};
@@ -45,8 +46,7 @@ impl<'a> Banded<'a> {
             Some(conv) => (conv.host()?.extent(map.h), conv.host()?.extent(map.w)),
             None => (map.h, map.w),
         };
-        // Whole tiles of the convolutions, or the bits would differ a little.
-        let rows = ((PIXELS / width).min(height / FEWEST) / 4 * 4).max(ROWS);
+        let rows = ((PIXELS / width).min(height / FEWEST) / TILE * TILE).max(ROWS);
         if height * width < least || height < FEWEST * rows {
             return Ok(None);
         }
@@ -136,11 +136,13 @@ impl<'a> Banded<'a> {
         self.convs[last].run_rows(&source, rows, Some(onto), self.block.activation)
     }
 
-    /// Rows that the first `count` steps read, and at last those they make.
+    /// Rows that the first `count` steps read, and at last those they make. All begin with a tile of the whole map, so that
+    /// its tiles are theirs and its bits too.
     fn needs(&self, count: usize, rows: &Range<usize>) -> Vec<Range<usize>> {
         let mut needs = vec![rows.clone()];
         for conv in self.convs[..count].iter().rev() {
-            needs.push(conv.reach(&needs[needs.len() - 1], self.height));
+            let reached = conv.reach(&needs[needs.len() - 1], self.height);
+            needs.push(reached.start / TILE * TILE..reached.end);
         }
         needs.reverse();
         needs
