@@ -11,7 +11,6 @@ mod transform;
 use rayon::prelude::*;
 
 use self::transform::{Inputs, Outputs, Weights};
-use super::super::Activation;
 use super::arena::{Arena, Buffer};
 use super::convolve::{Finish, HostConv};
 use super::product::{PANEL, product};

@@ -2,6 +2,7 @@
 
 use pulp::{Simd, WithSimd};
 
+use super::super::super::Activation;
 use super::super::{
     Part,
     convolve::Finish,
@@ -134,16 +135,26 @@ impl WithSimd for Outputs<'_, '_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         // Chosen here, so that no loop over pixels has a branch.
-        match (self.finish.activation, self.finish.onto) {
-            (activation, true) => self.store::<S, true>(simd, activation),
-            (activation, false) => self.store::<S, false>(simd, activation),
+        match self.finish.activation {
+            Activation::None => self.store_as(simd, Activation::None),
+            Activation::Relu => self.store_as(simd, Activation::Relu),
+            Activation::Silu => self.store_as(simd, Activation::Silu),
         }
     }
 }
 
 impl Outputs<'_, '_> {
     #[inline(always)]
-    fn store<S: Simd, const ONTO: bool>(self, simd: S, activation: super::Activation) {
+    fn store_as<S: Simd>(self, simd: S, activation: Activation) {
+        if self.finish.onto {
+            self.store::<S, true>(simd, activation)
+        } else {
+            self.store::<S, false>(simd, activation)
+        }
+    }
+
+    #[inline(always)]
+    fn store<S: Simd, const ONTO: bool>(self, simd: S, activation: Activation) {
         let Self { points, stride, tiles, finish, out } = self;
         let lanes = finish.bias.len().min(BLOCK);
         let mut points = points.chunks_exact(stride);
