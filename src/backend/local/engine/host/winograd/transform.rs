@@ -147,9 +147,9 @@ impl Outputs<'_, '_> {
     #[inline(always)]
     fn store_as<S: Simd>(self, simd: S, activation: Activation) {
         if self.finish.onto {
-            self.store::<S, true>(simd, activation)
+            self.store::<S, true>(simd, activation);
         } else {
-            self.store::<S, false>(simd, activation)
+            self.store::<S, false>(simd, activation);
         }
     }
 
