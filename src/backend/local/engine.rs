@@ -150,8 +150,8 @@ impl Autoencoder {
         self
     }
 
-    /// Has runs on the CPU that would take more than `bytes` besides the weights work on bands of rows: in a fraction of
-    /// the memory and about a third more time, with the same result.
+    /// Has runs on the CPU that would take more than `bytes` besides the weights work on bands of rows: in about half the
+    /// memory and almost twice the time, with the same result.
     #[must_use]
     pub fn with_memory(mut self, bytes: u64) -> Self {
         self.memory = bytes;
