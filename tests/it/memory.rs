@@ -14,9 +14,9 @@ use crate::support::{Client, decode_spec, latents, reason};
 
 /// Payload memory the process may use.
 const BUDGET_MIB: u64 = 96;
-/// One 1024 x 1024 run of the builtin model (`working_set_bytes` says about 520 MiB), a map of 128 MiB that the allocator may
-/// hold on to between runs, and 110 MiB for the binary, weights, thread stacks and connection buffers. Measured peaks
-/// are 590 to 730 MiB, the budget included.
+/// One 1024 x 1024 run of the builtin model (`working_set_bytes` says about 430 MiB with two threads; each more takes some
+/// 5 MiB), and 110 MiB for the binary, weights, thread stacks and connection buffers; the rest is for machines with many
+/// processors. The measured peak on two is 575 MiB, the budget included.
 const RUN_AND_MODEL_MIB: u64 = 760;
 
 struct Server(Child);

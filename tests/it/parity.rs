@@ -251,6 +251,10 @@ fn a_checkpoint_that_does_not_fit_is_refused_by_name() {
     let checkpoint = Checkpoint { config: &config, weights: &fixture.weights };
     let error = Autoencoder::load(&checkpoint, &Device::Cpu, Precision::F32).map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("AutoencoderOobleck"), "{error}");
+    let config = r#"{"_class_name": "AutoencoderKL", "layers_per_block": 0}"#;
+    let checkpoint = Checkpoint { config, weights: &fixture.weights };
+    let error = Autoencoder::load(&checkpoint, &Device::Cpu, Precision::F32).map(|_| ()).unwrap_err();
+    assert_eq!(error.to_string(), "not supported: layers_per_block 0");
 }
 
 #[test]

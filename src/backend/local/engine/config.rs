@@ -106,6 +106,9 @@ impl KlConfig {
         if self.block_out_channels.is_empty() || self.block_out_channels.len() > 8 {
             return Err(EngineError::Config("block_out_channels needs 1 to 8 entries".into()));
         }
+        if self.layers_per_block == 0 {
+            return Err(unsupported("layers_per_block", self.layers_per_block));
+        }
         if self.act_fn != "silu" && self.act_fn != "swish" {
             return Err(unsupported("act_fn", &self.act_fn));
         }

@@ -30,6 +30,7 @@ struct Pool {
     live: usize,
     peak: usize,
     /// The most that there was in all, `free` included; a buffer counts in full, however much of it is used.
+    #[cfg(test)]
     taken: usize,
     /// What `live` and `free` together may come to.
     limit: usize,
@@ -130,7 +131,8 @@ impl Arena {
 
 impl Pool {
     /// The smallest free buffer that is long enough, and longer by an eighth at most, or the peak would not be what was
-    /// foretold; if there is none, room is made for a fresh one. Pages that are used again need not be cleared by the system, which costs as much as a norm.
+    /// foretold; if there is none, room is made for a fresh one. Pages that are used again need not be cleared by the
+    /// system, which costs as much as a norm.
     fn find(&mut self, len: usize) -> Option<Pages> {
         let fits = |pages: &Pages| (len..=len + len / 8).contains(&pages.len());
         let best = self.free.iter().enumerate().filter(|(_, pages)| fits(pages)).min_by_key(|(_, pages)| pages.len());
@@ -146,7 +148,10 @@ impl Pool {
     fn hold(&mut self, len: usize) {
         self.live += len;
         self.peak = self.peak.max(self.live);
-        self.taken = self.taken.max(self.live + self.free());
+        #[cfg(test)]
+        {
+            self.taken = self.taken.max(self.live + self.free());
+        }
     }
 
     fn free(&self) -> usize {

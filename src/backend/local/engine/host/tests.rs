@@ -2,7 +2,9 @@
 
 use proptest::{collection::vec, prelude::*};
 
-use super::{super::Activation, arena::Arena, attend::attend, convolve::HostConv, moments, source::*, *};
+use super::{
+    super::Activation, arena::Arena, attend::attend, convolve::HostConv, moments, simd::Instructions, source::*, *,
+};
 
 /// Geometries of the networks: kernel, stride, zeros before and after, upsampling.
 const GEOMETRIES: [[usize; 5]; 6] =
@@ -12,7 +14,22 @@ fn noise(seed: u64, len: usize) -> Vec<f32> {
     super::super::gaussian::normals(seed, len)
 }
 
+/// Names the instruction set that this process's kernels are to use, where a test starts it for one.
+const INSTRUCTIONS: &str = "LATENTGATE_TEST_INSTRUCTIONS";
+
+#[expect(clippy::disallowed_methods, reason = "no configuration: one test tells another")]
+fn choose_instructions() {
+    match std::env::var(INSTRUCTIONS).as_deref() {
+        Ok("avx2") => Instructions::Avx2.choose(),
+        Ok("portable") => Instructions::Portable.choose(),
+        _ => return,
+    };
+    // AVX-512 has sixteen, and it was taken away.
+    assert!(Instructions::lanes() < 16);
+}
+
 fn map(arena: &Arena, planes: &[f32], dims: [usize; 4]) -> HostMap {
+    choose_instructions();
     HostMap::from_planes(arena, planes, dims, Precision::F32)
 }
 
@@ -175,6 +192,18 @@ proptest! {
             prop_assert!((moments.mean - mean).abs() < 1e-5, "{moments:?} {mean}");
             prop_assert!((moments.deviations - deviations).abs() <= 1e-4 * deviations + 1e-6, "{moments:?} {deviations}");
         }
+    }
+}
+
+#[test]
+fn narrower_instructions_are_right_too() {
+    for name in ["avx2", "portable"] {
+        let mut tests = std::process::Command::new(std::env::current_exe().unwrap());
+        let names = ["convolutions_are_right", "blocks_and_bands_meet", "attention_is_right", "moments_are_right"];
+        tests.args(names).env(INSTRUCTIONS, name);
+        let output = tests.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && said.contains("4 passed"), "{name}: {said}");
     }
 }
 

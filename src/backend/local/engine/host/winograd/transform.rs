@@ -48,9 +48,15 @@ impl WithSimd for Weights<'_> {
         let depth = points.len() / POINTS;
         for c in 0..stored {
             for v in 0..PANEL / S::F32_LANES {
-                let tap = |tap: usize| S::as_simd_f32s(&taps[tap * stored + c]).0[v];
-                let column = |j: usize| points::of_taps(simd, [tap(j), tap(3 + j), tap(6 + j)]);
-                let columns = [column(0), column(1), column(2)];
+                // Loops, not closures: what is not inlined loses its instruction set.
+                let mut columns = [[simd.splat_f32s(0.0); WINDOW]; 3];
+                for (j, column) in columns.iter_mut().enumerate() {
+                    let mut three = [simd.splat_f32s(0.0); 3];
+                    for (i, tap) in three.iter_mut().enumerate() {
+                        *tap = S::as_simd_f32s(&taps[(3 * i + j) * stored + c]).0[v];
+                    }
+                    *column = points::of_taps(simd, three);
+                }
                 for i in 0..WINDOW {
                     let row = points::of_taps(simd, [columns[0][i], columns[1][i], columns[2][i]]);
                     for j in 0..WINDOW {
