@@ -107,6 +107,14 @@ impl Conv {
         self.run_onto(x, None, None, activation)
     }
 
+    /// `conv(x)`, in the buffer of `x` where it has room.
+    pub(super) fn run_over(&self, x: Map) -> Result<Map, EngineError> {
+        match (self, x) {
+            (Self::Host(conv), Map::Host(x)) => Ok(Map::Host(conv.run_over(x))),
+            (_, x) => self.run(&x, Activation::None),
+        }
+    }
+
     /// `activation(conv(norm(x)) + onto)`, with the norm's own activation.
     pub(super) fn run_onto(
         &self,

@@ -151,6 +151,19 @@ impl HostMap {
         });
     }
 
+    /// The first `c` channels, in the same buffer.
+    pub(super) fn narrow(mut self, c: usize) -> Self {
+        let (from, to) = (stored(self.c) * self.pixels(), stored(c) * self.pixels());
+        if !self.arena().rehearses() {
+            for image in 1..self.n {
+                self.data.copy_within(image * from..image * from + to, image * to);
+            }
+        }
+        self.data.truncate(self.n * to);
+        self.c = c;
+        self
+    }
+
     /// Rounds to the map's precision: what storing the layer's result in that type would do.
     pub(super) fn round(&mut self) {
         simd::round(&mut self.data, self.precision);

@@ -47,7 +47,7 @@ impl Residual {
             h = Some(step.conv.run_onto(h.as_ref().unwrap_or(&x), step.norm.as_ref(), None, step.activation)?);
         }
         if let Some(shortcut) = &self.shortcut {
-            x = shortcut.run(&x, Activation::None)?;
+            x = shortcut.run_over(x)?;
         }
         let h = h.ok_or_else(|| EngineError::Config("a block of one convolution".into()))?;
         last.conv.run_onto(&h, last.norm.as_ref(), Some(x), self.activation)

@@ -202,6 +202,11 @@ impl Buffer {
     pub(in super::super) fn arena(&self) -> &Arena {
         &self.arena
     }
+
+    /// Holds the first `len` floats from now on; it counts for as much as before.
+    pub(in super::super) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
 }
 
 impl Clone for Buffer {

@@ -104,11 +104,42 @@ impl HostConv {
         out
     }
 
+    /// [`run`](Self::run) into the buffer of what is read, where a pixel's result has room in what the pixel was: for a 1x1
+    /// that makes no more channels than it reads.
+    pub(in super::super) fn run_over(&self, mut x: HostMap) -> HostMap {
+        let narrows = self.is_plain(&x) && (BLOCK..=stored(self.inputs)).contains(&stored(self.outputs()));
+        if !narrows {
+            return self.run(&Source::whole(&x), None, Activation::None);
+        }
+        let finish = Finish { bias: &self.bias, onto: false, activation: Activation::None };
+        let (arena, blocks) = (x.arena().clone(), self.outputs().div_ceil(BLOCK));
+        let scratch = PIXELS * (self.weights.depth + PANEL);
+        arena.note_scratch(scratch);
+        if !arena.rehearses() {
+            x.parts(PIXELS).into_par_iter().for_each(|mut part| {
+                let rows = part[0].len() / BLOCK;
+                let mut scratch = arena.scratch(scratch);
+                let (a, sums) = scratch.split_at_mut(rows * self.weights.depth);
+                for (to, from) in a.chunks_exact_mut(rows * BLOCK).zip(&part) {
+                    to.copy_from_slice(from);
+                }
+                part.truncate(blocks);
+                self.products((a, rows), &mut sums[..rows * PANEL], &mut part, finish);
+            });
+        }
+        x.narrow(self.outputs())
+    }
+
+    /// Whether the map as it lies is the left side of the product.
+    fn is_plain(&self, x: &HostMap) -> bool {
+        (self.kernel, self.stride, self.upsample) == (1, 1, 1) && x.lanes() == BLOCK
+    }
+
     /// Rows `top..` of the output, from a source without an affine.
     fn multiply(&self, x: &Source<'_>, top: usize, out: &mut HostMap, finish: Finish<'_>) {
         let (width, tasks) = (out.w, out.pixels().div_ceil(PIXELS));
         let (map, above) = (x.map, top.saturating_sub(x.top) * out.w);
-        let plain = self.kernel == 1 && self.stride == 1 && self.upsample == 1 && map.lanes() == BLOCK;
+        let plain = self.is_plain(map);
         let taps = if plain { 0 } else { PIXELS * self.weights.depth };
         let (arena, scratch) = (map.arena().clone(), taps + PIXELS * PANEL);
         if arena.rehearses() {
@@ -117,7 +148,7 @@ impl HostConv {
         }
         out.parts(PIXELS).into_par_iter().enumerate().for_each(|(task, mut out)| {
             let (image, first) = (task / tasks, task % tasks * PIXELS);
-            let rows = out[0].len() / self.weights.columns.min(BLOCK);
+            let rows = out[0].len() / self.outputs().min(BLOCK);
             let mut scratch = arena.scratch(scratch);
             let (taps, sums) = scratch.split_at_mut(taps);
             let (a, stride) = if plain {
@@ -128,12 +159,16 @@ impl HostConv {
                 self.gather(x, image, (top * width + first, width), taps);
                 (&*taps, rows)
             };
-            for (p, panel) in self.weights.panels().enumerate() {
-                let sums = &mut sums[..rows * PANEL];
-                product((a, stride), panel, sums);
-                arch().dispatch(Store { finish, panel: p, sums: sums.as_chunks().0, out: &mut out });
-            }
+            self.products((a, stride), &mut sums[..rows * PANEL], &mut out, finish);
         });
+    }
+
+    /// All output channels of some pixels, of which `sums` holds 32 at a time.
+    fn products(&self, a: (&[f32], usize), sums: &mut [f32], out: &mut Part<'_>, finish: Finish<'_>) {
+        for (p, panel) in self.weights.panels().enumerate() {
+            product(a, panel, sums);
+            arch().dispatch(Store { finish, panel: p, sums: sums.as_chunks().0, out });
+        }
     }
 
     /// Writes the taps of output pixels `first..`, in rows of `width`, as `[depth / 16][rows][16]`; what lies outside stays

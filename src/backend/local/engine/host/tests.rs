@@ -221,6 +221,21 @@ fn large() -> Case {
 }
 
 #[test]
+fn a_pointwise_that_narrows_takes_the_place_of_what_it_reads() {
+    for (inputs, outputs) in [(64, 32), (48, 48), (80, 40), (33, 17), (16, 64), (24, 8)] {
+        let case =
+            Case { dims: [3, inputs, 13, 9], outputs, geometry: GEOMETRIES[1], normed: None, onto: false, ..large() };
+        let arena = Arena::default();
+        let x = map(&arena, &noise(1, case.dims.iter().product()), case.dims);
+        let want = case.conv().0.run(&Source::whole(&x), None, Activation::None);
+        let before = arena.peak_bytes(0);
+        let got = case.conv().0.run_over(x);
+        assert!(got.to_planes() == want.to_planes(), "{inputs} to {outputs}");
+        assert_eq!(arena.peak_bytes(0) == before, outputs >= 16 && outputs <= inputs, "{inputs} to {outputs}");
+    }
+}
+
+#[test]
 fn blocks_and_bands_meet() {
     let case = large();
     let apart = distance(&case.run(&Arena::default()), &case.want());
