@@ -18,7 +18,7 @@ const SCALE: usize = 8;
 struct Unobserved;
 
 impl Observer for Unobserved {
-    fn block_done(&mut self) -> Result<(), Cancelled> {
+    fn step_done(&mut self) -> Result<(), Cancelled> {
         Ok(())
     }
 }

@@ -1,16 +1,16 @@
 //! How far a run is.
 
-/// Blocks done of blocks in all.
+/// Steps done of steps in all: blocks of a network, bands of one, parts of an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Blocks done.
+    /// Steps done.
     pub done: u32,
-    /// Blocks in all; 0 while nobody knows.
+    /// Steps in all; 0 while nobody knows.
     pub total: u32,
 }
 
 impl Progress {
-    /// Share of the blocks done, 0..=1; 0 while nobody knows.
+    /// Share of the steps done, 0..=1; 0 while nobody knows.
     pub fn fraction(self) -> f32 {
         if self.total == 0 { 0.0 } else { self.done as f32 / self.total as f32 }
     }

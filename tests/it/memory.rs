@@ -14,7 +14,7 @@ use crate::support::{Client, decode_spec, latents, reason};
 
 /// Payload memory the process may use.
 const BUDGET_MIB: u64 = 96;
-/// One 1024 x 1024 run of the builtin model (`working_set_bytes` says about 430 MiB with two threads; each more takes some
+/// One 1024 x 1024 run of the builtin model (`foretell` says about 430 MiB with two threads; each more takes some
 /// 5 MiB), and 110 MiB for the binary, weights, thread stacks and connection buffers; the rest is for machines with many
 /// processors. The measured peak on two is 575 MiB, the budget included.
 const RUN_AND_MODEL_MIB: u64 = 760;

@@ -22,7 +22,7 @@ const HALF_TOLERANCE: f64 = 2e-2;
 struct Count(u32);
 
 impl Observer for Count {
-    fn block_done(&mut self) -> Result<(), Cancelled> {
+    fn step_done(&mut self) -> Result<(), Cancelled> {
         self.0 += 1;
         Ok(())
     }
@@ -31,7 +31,7 @@ impl Observer for Count {
 struct CancelAt(u32);
 
 impl Observer for CancelAt {
-    fn block_done(&mut self) -> Result<(), Cancelled> {
+    fn step_done(&mut self) -> Result<(), Cancelled> {
         self.0 -= 1;
         if self.0 == 0 { Err(Cancelled) } else { Ok(()) }
     }
@@ -97,6 +97,12 @@ fn f32_tensor(values: &[f32], dims: &[usize]) -> Tensor {
     Tensor::try_new(DType::F32, Shape::try_new(dims).unwrap(), Bytes::from(data)).unwrap()
 }
 
+/// What was foretold for pictures `[n, 3, h, w]`.
+fn steps(engine: &Autoencoder, task: Task, pictures: &Shape) -> u32 {
+    let &[n, _, h, w] = pictures.dims() else { panic!("{pictures} is no batch of pictures") };
+    engine.foretell(task, [n, h, w]).steps
+}
+
 /// Relative L2 distance, infinite where anything is not finite.
 fn distance(got: &Tensor, want: &Tensor) -> f64 {
     assert_eq!(got.shape(), want.shape());
@@ -116,13 +122,13 @@ fn worst(fixture: &Fixture, precision: Precision) -> (f64, f64) {
     for (latents, want) in fixture.pairs("latents", "decoded") {
         let mut count = Count(0);
         let got = engine.decode(latents, RAW, DType::F32, &mut count).unwrap();
-        assert_eq!(count.0, engine.blocks(Task::Decode));
+        assert_eq!(count.0, steps(&engine, Task::Decode, got.shape()));
         decode = decode.max(distance(&got, want));
     }
     for (picture, want) in fixture.pairs("picture", "encoded") {
         let mut count = Count(0);
         let got = engine.encode(picture, (EncodeMode::Mean, RAW), DType::F32, &mut count).unwrap();
-        assert_eq!(count.0, engine.blocks(Task::Encode));
+        assert_eq!(count.0, steps(&engine, Task::Encode, picture.shape()));
         encode = encode.max(distance(&got, want));
     }
     (decode, encode)
@@ -275,11 +281,11 @@ fn half_a_checkpoint_does_its_half() {
 }
 
 #[test]
-fn cancelling_stops_between_blocks_and_inputs_are_checked() {
+fn cancelling_stops_between_steps_and_inputs_are_checked() {
     let fixture = fixture("sd1");
     let engine = fixture.load(Precision::F32);
     let latents = &fixture.goldens["latents.0"];
-    for at in [1, 5, engine.blocks(Task::Decode)] {
+    for at in [1, 5, steps(&engine, Task::Decode, fixture.goldens["decoded.0"].shape())] {
         let error = engine.decode(latents, RAW, DType::F32, &mut CancelAt(at)).unwrap_err();
         assert!(matches!(error, EngineError::Cancelled), "{error}");
     }

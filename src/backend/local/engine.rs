@@ -1,7 +1,7 @@
 //! The local compute engine: autoencoders of latent diffusion, on the CPU or through candle on an accelerator.
 //!
 //! [`Autoencoder::load`] reads a checkpoint in memory, [`Autoencoder::decode`] and [`Autoencoder::encode`] run it on the
-//! caller's thread and report to an [`Observer`] after each block, which may stop the run. Nothing here is async, opens a
+//! caller's thread and report to an [`Observer`] after each step, which may stop the run. Nothing here is async, opens a
 //! file or keeps state between runs. Results match diffusers on the same weights: relative L2 of at most 1e-4 in f32 and
 //! 2e-2 in half precision, which `tests/it/parity.rs` holds against recorded outputs.
 //!
@@ -30,6 +30,7 @@ pub use crate::{
     model::{Scaling, Task},
 };
 pub use error::{Cancelled, EngineError};
+pub use footprint::Foretold;
 pub use host::{arena::Arena, simd::Instructions};
 pub use place::{Device, ParseDeviceError, Precision};
 
@@ -50,15 +51,10 @@ pub struct Checkpoint<'a> {
     pub weights: &'a [u8],
 }
 
-/// Called on the engine's thread after each block.
+/// Called on the engine's thread after each step: a block of the network, or a band of one.
 pub trait Observer {
-    /// A block is done. `Err` stops the run before the next.
-    fn block_done(&mut self) -> Result<(), Cancelled>;
-
-    /// A part of a block is done. `Err` stops the run before the next.
-    fn part_done(&mut self) -> Result<(), Cancelled> {
-        Ok(())
-    }
+    /// A step is done. `Err` stops the run before the next.
+    fn step_done(&mut self) -> Result<(), Cancelled>;
 }
 
 /// What a loaded model says of itself.
@@ -101,10 +97,10 @@ pub struct Autoencoder {
     weight_bytes: u64,
 }
 
-/// How a run goes, and the memory it takes.
+/// How a run goes, and what it takes.
 struct Plan {
     in_bands: Option<usize>,
-    bytes: u64,
+    foretold: Foretold,
 }
 
 /// One run's state.
@@ -154,8 +150,13 @@ impl Autoencoder {
     /// memory and almost twice the time, with the same result.
     #[must_use]
     pub fn with_memory(mut self, bytes: u64) -> Self {
-        self.memory = bytes;
+        self.set_memory(bytes);
         self
+    }
+
+    /// The same, from the next run on.
+    pub fn set_memory(&mut self, bytes: u64) {
+        self.memory = bytes;
     }
 
     /// What it is.
@@ -180,28 +181,19 @@ impl Autoencoder {
         }
     }
 
-    /// How often a run calls its observer; 0 where the half is missing.
-    pub fn blocks(&self, task: Task) -> u32 {
-        match task {
-            Task::Decode => self.decoder.as_ref().map_or(0, Decoder::blocks),
-            Task::Encode => self.encoder.as_ref().map_or(0, Encoder::blocks),
-        }
-    }
-
-    /// The memory that a run takes besides the weights, for `n` pictures of `height` x `width` pixels: on the CPU what it
-    /// will have taken at its widest point, elsewhere an upper estimate.
-    pub fn working_set_bytes(&self, task: Task, n: usize, height: usize, width: usize) -> u64 {
-        self.plan(task, [n, height, width]).bytes
+    /// What a run will take, for `n` pictures of `height` x `width` pixels, where `size` is `[n, height, width]`.
+    pub fn foretell(&self, task: Task, size: [usize; 3]) -> Foretold {
+        self.plan(task, size).foretold
     }
 
     fn plan(&self, task: Task, size: [usize; 3]) -> Plan {
-        let whole = Plan { in_bands: None, bytes: footprint::working_set(self, task, size, None) };
-        if whole.bytes <= self.memory || self.site.device.is_some() {
+        let whole = Plan { in_bands: None, foretold: footprint::foretell(self, task, size, None) };
+        if whole.foretold.bytes <= self.memory || self.site.device.is_some() {
             return whole;
         }
         // The maps of the picture's size and of half of it are what the memory goes into.
         let in_bands = Some(size[1] * size[2] / 4);
-        Plan { in_bands, bytes: footprint::working_set(self, task, size, in_bands) }
+        Plan { in_bands, foretold: footprint::foretell(self, task, size, in_bands) }
     }
 
     /// Latents `[n, c, h, w]` of any float type to pictures `[n, 3, s h, s w]`, nominally in -1..1 and not clamped, in
@@ -229,8 +221,8 @@ impl Autoencoder {
             }
         }
         let scale = self.spatial_scale(Task::Decode);
-        let Plan { in_bands, bytes } = self.plan(Task::Decode, [dims[0], dims[2] * scale, dims[3] * scale]);
-        self.arena.keep_within(bytes);
+        let Plan { in_bands, foretold } = self.plan(Task::Decode, [dims[0], dims[2] * scale, dims[3] * scale]);
+        self.arena.keep_within(foretold.bytes);
         let z = Map::from_planes(&z, dims, &self.site, &self.arena)?;
         let (mut pixels, dims) = decoder.run(z, &mut Run { observer, in_bands })?.into_planes()?;
         if self.is_tiny() {
@@ -257,8 +249,8 @@ impl Autoencoder {
                 *x = f32::midpoint(*x, 1.0);
             }
         }
-        let Plan { in_bands, bytes } = self.plan(Task::Encode, [dims[0], dims[2], dims[3]]);
-        self.arena.keep_within(bytes);
+        let Plan { in_bands, foretold } = self.plan(Task::Encode, [dims[0], dims[2], dims[3]]);
+        self.arena.keep_within(foretold.bytes);
         let x = Map::from_planes(&pixels, dims, &self.site, &self.arena)?;
         drop(pixels);
         let (moments, [n, _, h, w]) = encoder.run(x, &mut Run { observer, in_bands })?.into_planes()?;
@@ -324,11 +316,7 @@ fn pick(moments: &[f32], n: usize, mode: EncodeMode) -> Vec<f32> {
 // === impl Run ===
 
 impl Run<'_> {
-    fn block_done(&mut self) -> Result<(), EngineError> {
-        Ok(self.observer.block_done()?)
-    }
-
-    fn go_on(&mut self) -> Result<(), EngineError> {
-        Ok(self.observer.part_done()?)
+    fn step_done(&mut self) -> Result<(), EngineError> {
+        Ok(self.observer.step_done()?)
     }
 }

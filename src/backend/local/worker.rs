@@ -11,7 +11,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     Config, LocalModel, Made, NAME, Order, ReadWeights,
-    engine::{Arena, Autoencoder, Cancelled, Checkpoint, EngineError, Observer},
+    engine::{Arena, Autoencoder, Cancelled, Checkpoint, EngineError, Foretold, Observer},
 };
 use crate::{
     backend::{Compute, Health, ModelState},
@@ -48,13 +48,9 @@ struct Watch<'a> {
 }
 
 impl Observer for Watch<'_> {
-    fn block_done(&mut self) -> Result<(), Cancelled> {
+    fn step_done(&mut self) -> Result<(), Cancelled> {
         self.progress.done += 1;
         self.compute.progress.send_replace(self.progress);
-        self.part_done()
-    }
-
-    fn part_done(&mut self) -> Result<(), Cancelled> {
         if self.compute.cancel.is_cancelled() { Err(Cancelled) } else { Ok(()) }
     }
 }
@@ -107,9 +103,8 @@ impl Worker {
         let job = &compute.job;
         self.load(&job.model.id)?;
         let autoencoder = self.loaded.get(&job.model.id).ok_or_else(|| Error::internal("a loaded model is gone"))?;
-        check_memory(autoencoder, job, self.config.memory.as_u64())?;
+        let Foretold { steps: total, .. } = foretell(autoencoder, job, self.config.memory.as_u64())?;
         let began = Instant::now();
-        let total = autoencoder.blocks(job.task());
         let mut watch = Watch { compute, progress: Progress { done: 0, total } };
         let ran = catch_unwind(AssertUnwindSafe(|| run(autoencoder, job, &mut watch)));
         let took = began.elapsed();
@@ -208,22 +203,22 @@ fn open(read: &ReadWeights, config: &Config) -> Result<Autoencoder, String> {
     Autoencoder::load(&checkpoint, &config.device, config.precision).map_err(|error| chain(&error))
 }
 
-/// Refuses a run whose working memory is beyond the configured one, before any of it is taken.
-fn check_memory(autoencoder: &Autoencoder, job: &Job, limit: u64) -> Result<(), Error> {
+/// What the run will take. Refuses one whose working memory is beyond the configured one, before any of it is taken.
+fn foretell(autoencoder: &Autoencoder, job: &Job, limit: u64) -> Result<Foretold, Error> {
     let (n, h, w) = match (&job.work, job.input().dtype(), job.input().shape().dims()) {
         (Work::Decode { .. }, _, &[n, _, h, w]) => (n, h * job.model.spatial_scale, w * job.model.spatial_scale),
         (Work::Encode { .. }, DType::U8, &[n, h, w, _]) | (Work::Encode { .. }, _, &[n, _, h, w]) => (n, h, w),
         _ => return Err(Error::internal("canonical input has an unknown layout")),
     };
-    let needs = autoencoder.working_set_bytes(job.task(), n, h, w);
-    if needs > limit {
+    let foretold = autoencoder.foretell(job.task(), [n, h, w]);
+    if foretold.bytes > limit {
         let message = format!(
-            "{n} x {h} x {w} pixels of model {} need about {needs} bytes of working memory, engine.memory is {limit}",
-            job.model.id
+            "{n} x {h} x {w} pixels of model {} need about {} bytes of working memory, engine.memory is {limit}",
+            job.model.id, foretold.bytes
         );
         return Err(Error::new(ErrorKind::TooLarge, message));
     }
-    Ok(())
+    Ok(foretold)
 }
 
 fn run(autoencoder: &Autoencoder, job: &Job, watch: &mut Watch<'_>) -> Result<Tensor, EngineError> {

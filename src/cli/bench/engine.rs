@@ -13,6 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
 use self::{
+    apart::Apart,
     input::Size,
     machine::Machine,
     measure::{Cost, Measured, Memory},
@@ -22,8 +23,8 @@ use crate::{
     backend::local::{
         Config as EngineConfig,
         engine::{
-            Arena, Autoencoder, Cancelled, Checkpoint, EncodeMode, EngineError, Facts, Instructions, Observer,
-            Precision, Scaling, Task,
+            Arena, Autoencoder, Cancelled, Checkpoint, EncodeMode, EngineError, Facts, Foretold, Instructions,
+            Observer, Precision, Scaling, Task,
         },
         threads::Threads,
     },
@@ -35,6 +36,7 @@ use crate::{
     weights::{self, Found},
 };
 
+mod apart;
 mod input;
 mod machine;
 mod measure;
@@ -64,6 +66,9 @@ pub(in crate::cli) struct Engine {
     /// Memory a run may take besides the weights; beyond it, it works in bands. Default: engine.memory of the configuration.
     #[arg(long, value_name = "SIZE")]
     memory: Option<ByteSize>,
+    /// Run each size once without bands as well, and tell how far apart the results are.
+    #[arg(long)]
+    whole: bool,
     /// What of the processor the kernels use.
     #[arg(long, value_enum, value_name = "SET", default_value_t)]
     instructions: InstructionsFlag,
@@ -180,7 +185,7 @@ impl Engine {
             machine: Machine::read(threads),
             runs: self.runs,
         };
-        let bench = Bench { model, arena, memory: config.memory, task: self.task.into(), runs: self.runs };
+        let mut bench = Bench { model, arena, memory: config.memory, task: self.task.into(), runs: self.runs };
         let mut measured = Vec::new();
         for &size in &self.size {
             let of_size = bench.measure(size, &facts)?;
@@ -188,6 +193,9 @@ impl Engine {
                 report.print_json(&of_size)?;
             }
             measured.push(of_size);
+            if self.whole {
+                say(format_args!("{size}: {}", bench.compare(size, &facts)?));
+            }
         }
         if self.json { Ok(()) } else { report.print_table(&measured) }
     }
@@ -224,18 +232,15 @@ fn load(found: &Found, config: &EngineConfig) -> anyhow::Result<Autoencoder> {
 impl Bench {
     /// All runs of a size.
     fn measure(&self, size: Size, facts: &Facts) -> anyhow::Result<Measured> {
-        let input = match self.task {
-            Task::Decode => size.latents(facts.latent_channels, facts.spatial_scale)?,
-            Task::Encode => size.picture()?,
-        };
-        let foretold = self.model.working_set_bytes(self.task, 1, size.height, size.width);
+        let input = self.input(size, facts)?;
+        let Foretold { bytes: foretold, steps } = self.model.foretell(self.task, [1, size.height, size.width]);
         ensure!(
             foretold <= self.memory.as_u64(),
             "{size} takes {} besides the weights, even in bands; --memory allows {}",
             ByteSize(foretold),
             self.memory
         );
-        let bar = self.bar(size);
+        let bar = bar(size, u64::from(steps) * (u64::from(self.runs) + 1));
         self.arena.release();
         measure::rest();
         let is_peak_own = measure::forget_peak();
@@ -245,11 +250,11 @@ impl Bench {
             });
         }
         let before = Memory::now();
-        let first = self.run(&input, &bar)?;
+        let (_, first) = self.run(&input, &bar)?;
         bar.suspend(|| say(format_args!("{size}: first run: {}", first.told())));
         let mut later = Vec::with_capacity(usize::from(self.runs));
         for index in 1..=self.runs {
-            let cost = self.run(&input, &bar)?;
+            let (_, cost) = self.run(&input, &bar)?;
             bar.suspend(|| say(format_args!("{size}: run {index} of {}: {}", self.runs, cost.told())));
             later.push(cost);
         }
@@ -257,7 +262,29 @@ impl Bench {
         Ok(Measured { size, first, later, before, after: Memory::now(), foretold, is_peak_own })
     }
 
-    fn run(&self, input: &Tensor, bar: &ProgressBar) -> anyhow::Result<Cost> {
+    /// How far the result in the memory that is allowed is from one without bands.
+    fn compare(&mut self, size: Size, facts: &Facts) -> anyhow::Result<Apart> {
+        let (input, allowed) = (self.input(size, facts)?, self.memory.as_u64());
+        let mut run = |memory: u64| {
+            self.model.set_memory(memory);
+            let foretold = self.model.foretell(self.task, [1, size.height, size.width]);
+            let (output, _) = self.run(&input, &bar(size, u64::from(foretold.steps)))?;
+            self.arena.release();
+            anyhow::Ok(output)
+        };
+        let whole = run(u64::MAX)?;
+        let limited = run(allowed)?;
+        Ok(Apart::of(&limited, &whole))
+    }
+
+    fn input(&self, size: Size, facts: &Facts) -> anyhow::Result<Tensor> {
+        match self.task {
+            Task::Decode => size.latents(facts.latent_channels, facts.spatial_scale),
+            Task::Encode => size.picture(),
+        }
+    }
+
+    fn run(&self, input: &Tensor, bar: &ProgressBar) -> anyhow::Result<(Tensor, Cost)> {
         let mut watch = Watch(bar);
         let (output, cost) = Cost::of(|| match self.task {
             Task::Decode => self.model.decode(input, Scaling::NONE, DType::F32, &mut watch),
@@ -268,20 +295,19 @@ impl Bench {
             float::is_finite(&output),
             "the answer holds NaN or infinity: try --precision f32, or look at the weights"
         );
-        Ok(cost)
-    }
-
-    /// One step for each block of each run; nothing where standard error is no terminal.
-    fn bar(&self, size: Size) -> ProgressBar {
-        let blocks = u64::from(self.model.blocks(self.task)) * (u64::from(self.runs) + 1);
-        let style = ProgressStyle::with_template("{prefix} [{bar:40}] {pos}/{len} blocks, {elapsed}, {eta} to go")
-            .expect("the template is valid");
-        ProgressBar::new(blocks).with_style(style.progress_chars("=> ")).with_prefix(size.to_string())
+        Ok((output, cost))
     }
 }
 
+/// For so many steps of the engine; nothing where standard error is no terminal.
+fn bar(size: Size, steps: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix} [{bar:40}] {pos}/{len} steps, {elapsed}, {eta} to go")
+        .expect("the template is valid");
+    ProgressBar::new(steps).with_style(style.progress_chars("=> ")).with_prefix(size.to_string())
+}
+
 impl Observer for Watch<'_> {
-    fn block_done(&mut self) -> Result<(), Cancelled> {
+    fn step_done(&mut self) -> Result<(), Cancelled> {
         self.0.inc(1);
         Ok(())
     }

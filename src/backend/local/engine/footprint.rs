@@ -1,4 +1,4 @@
-//! How much memory a run takes at its widest point.
+//! How much memory a run takes at its widest point, and in how many steps it goes.
 //!
 //! On the CPU the network itself tells: it runs with an arena that only counts. Elsewhere the widths of the stages do: a
 //! residual block holds three maps at once (its input, the map a convolution reads and the one it writes), so the peak is
@@ -7,7 +7,7 @@
 use super::config::Config;
 use super::host::arena::Arena;
 use super::map::Map;
-use super::{Autoencoder, Cancelled, EngineError, Observer, Run, Site, Task};
+use super::{Autoencoder, Cancelled, Decoder, Encoder, EngineError, Observer, Run, Site, Task};
 
 /// Maps of a residual block.
 const MAPS: u64 = 3;
@@ -20,23 +20,40 @@ const SCRATCH: u64 = 48 << 20;
 /// Picture channels, each in f32 as planes and once more as the tensor that is given or answered.
 const ENDS: u64 = 3 * (4 + 4);
 
-/// A rehearsal is over too soon to be stopped.
-struct Unobserved;
+/// What a run will take, before it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Foretold {
+    /// Memory besides the weights: on the CPU what there will be at the widest point, elsewhere an upper estimate.
+    pub bytes: u64,
+    /// How often its observer is called; 0 where the half is missing.
+    pub steps: u32,
+}
 
-impl Observer for Unobserved {
-    fn block_done(&mut self) -> Result<(), Cancelled> {
+/// Counts the steps of a rehearsal, which is over too soon to be stopped.
+struct Steps(u32);
+
+impl Observer for Steps {
+    fn step_done(&mut self) -> Result<(), Cancelled> {
+        self.0 += 1;
         Ok(())
     }
 }
 
-/// Bytes for `n` pictures of `h` x `w` pixels besides the weights.
-pub(super) fn working_set(model: &Autoencoder, task: Task, [n, h, w]: [usize; 3], in_bands: Option<usize>) -> u64 {
+/// For `n` pictures of `h` x `w` pixels.
+pub(super) fn foretell(model: &Autoencoder, task: Task, [n, h, w]: [usize; 3], in_bands: Option<usize>) -> Foretold {
     let pixels = (h * w) as u64;
+    let mut steps = Steps(0);
     let inner = match &model.site.device {
-        None => rehearse(model, task, [n, h, w], in_bands).unwrap_or(u64::MAX),
-        Some(_) => by_widths(&model.config, &model.site, task, pixels) * n as u64 + SCRATCH,
+        None => rehearse(model, task, [n, h, w], in_bands, &mut steps).unwrap_or(u64::MAX),
+        Some(_) => {
+            steps = Steps(match task {
+                Task::Decode => model.decoder.as_ref().map_or(0, Decoder::blocks),
+                Task::Encode => model.encoder.as_ref().map_or(0, Encoder::blocks),
+            });
+            by_widths(&model.config, &model.site, task, pixels) * n as u64 + SCRATCH
+        }
     };
-    inner.saturating_add(n as u64 * pixels * ENDS)
+    Foretold { bytes: inner.saturating_add(n as u64 * pixels * ENDS), steps: steps.0 }
 }
 
 /// The run itself, without its arithmetic and its buffers.
@@ -45,11 +62,12 @@ fn rehearse(
     task: Task,
     [n, h, w]: [usize; 3],
     in_bands: Option<usize>,
+    steps: &mut Steps,
 ) -> Result<u64, EngineError> {
     let arena = Arena::rehearsal();
     let scale = model.spatial_scale(task);
     let map = |dims| Map::from_planes(&[], dims, &model.site, &arena);
-    let mut run = Run { observer: &mut Unobserved, in_bands };
+    let mut run = Run { observer: steps, in_bands };
     match (task, &model.encoder, &model.decoder) {
         (Task::Encode, Some(encoder), _) => drop(encoder.run(map([n, model.picture_channels(), h, w])?, &mut run)?),
         (Task::Decode, _, Some(decoder)) => {

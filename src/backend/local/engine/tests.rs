@@ -8,20 +8,15 @@ use crate::tensor::Shape;
 struct Patient;
 
 impl Observer for Patient {
-    fn block_done(&mut self) -> Result<(), Cancelled> {
+    fn step_done(&mut self) -> Result<(), Cancelled> {
         Ok(())
     }
 }
 
-/// Counts bands.
-struct Parts(u32);
+struct Steps(u32);
 
-impl Observer for Parts {
-    fn block_done(&mut self) -> Result<(), Cancelled> {
-        Ok(())
-    }
-
-    fn part_done(&mut self) -> Result<(), Cancelled> {
+impl Observer for Steps {
+    fn step_done(&mut self) -> Result<(), Cancelled> {
         self.0 += 1;
         Ok(())
     }
@@ -77,9 +72,11 @@ fn bands_give_what_the_whole_gives_in_less_memory() {
         // Not so few rows that there are no bands, and no multiple of their number.
         let (h, w) = (37, 5);
         let latents = noise(&[2, whole.latent_channels(), h, w]);
-        let mut parts = Parts(0);
-        let got = banded.decode(&latents, scaling, DType::F32, &mut parts).unwrap();
-        assert!(parts.0 > 8, "{name}: {} bands", parts.0);
+        let mut steps = Steps(0);
+        let got = banded.decode(&latents, scaling, DType::F32, &mut steps).unwrap();
+        let foretold = |m: &Autoencoder| m.foretell(Task::Decode, [2, h * scale, w * scale]).steps;
+        assert_eq!(steps.0, foretold(&banded), "{name}");
+        assert!(steps.0 > foretold(&whole) + 8, "{name}: {} steps", steps.0);
         let apart = distance(&got, &whole.decode(&latents, scaling, DType::F32, &mut Patient).unwrap());
         assert!(apart < WITHIN, "{name}: decode {apart:.1e}");
         let pictures = noise(&[2, 3, h * scale, w * scale]);
@@ -88,7 +85,7 @@ fn bands_give_what_the_whole_gives_in_less_memory() {
         let apart = distance(&encode(&banded), &encode(&whole));
         assert!(apart < WITHIN, "{name}: encode {apart:.1e}");
         for task in [Task::Decode, Task::Encode] {
-            let bytes = |m: &Autoencoder| m.working_set_bytes(task, 1, 2048, 2048);
+            let bytes = |m: &Autoencoder| m.foretell(task, [1, 2048, 2048]).bytes;
             assert!(bytes(&banded) * 5 < bytes(&whole) * 4, "{name}: {} of {}", bytes(&banded), bytes(&whole));
         }
     }
@@ -105,7 +102,7 @@ fn a_run_takes_what_was_foretold_whatever_ran_before() {
         for (h, w) in sizes {
             let latents = noise(&[1, model.latent_channels(), h, w]);
             model.decode(&latents, scaling, DType::F32, &mut Patient).unwrap();
-            largest = largest.max(model.working_set_bytes(Task::Decode, 1, h * scale, w * scale));
+            largest = largest.max(model.foretell(Task::Decode, [1, h * scale, w * scale]).bytes);
         }
         let taken = model.arena.taken_bytes();
         assert!(taken * 10 <= largest * 11, "{taken} of {largest}");

@@ -87,7 +87,7 @@ impl Encoder {
     /// Pictures to moments: mean, then log-variance.
     pub(in super::super) fn run(&self, x: &Map, run: &mut Run<'_>) -> Result<Map, EngineError> {
         let mut x = self.conv_in.run(x, Activation::None)?;
-        run.block_done()?;
+        run.step_done()?;
         for stage in &self.down_blocks {
             x = stage.run(x.into(), run)?.whole()?;
         }
@@ -96,7 +96,7 @@ impl Encoder {
         if let Some(quant_conv) = &self.quant_conv {
             x = quant_conv.run(&x, Activation::None)?;
         }
-        run.block_done()?;
+        run.step_done()?;
         Ok(x)
     }
 }
@@ -147,14 +147,14 @@ impl Decoder {
             Some(conv) => self.conv_in.run(&conv.run(z, Activation::None)?, Activation::None)?,
             None => self.conv_in.run(z, Activation::None)?,
         };
-        run.block_done()?;
+        run.step_done()?;
         let mut ahead = Ahead::from(self.mid_block.run(x, run)?);
         for stage in &self.up_blocks {
             ahead = stage.run(ahead, run)?;
         }
         let x = ahead.whole()?;
         let x = self.conv_out.run_onto(&x, Some(&self.conv_norm_out), None, Activation::None)?;
-        run.block_done()?;
+        run.step_done()?;
         Ok(x)
     }
 }
@@ -183,13 +183,13 @@ impl Stage {
         let (first, others) =
             self.resnets.split_first().ok_or_else(|| EngineError::Config("a stage without blocks".into()))?;
         let mut map = first.run(x, run)?;
-        run.block_done()?;
+        run.step_done()?;
         for resnet in others {
             map = resnet.run(map.into(), run)?;
-            run.block_done()?;
+            run.step_done()?;
         }
         if self.resample.is_some() {
-            run.block_done()?;
+            run.step_done()?;
         }
         Ok(Ahead { map, conv: self.resample.as_ref() })
     }
@@ -217,13 +217,13 @@ impl MidBlock {
 
     fn run(&self, x: Map, run: &mut Run<'_>) -> Result<Map, EngineError> {
         let mut x = self.first.run(x.into(), run)?;
-        run.block_done()?;
+        run.step_done()?;
         if let Some(attention) = &self.attention {
             x = attention.run(x)?;
-            run.block_done()?;
+            run.step_done()?;
         }
         let x = self.second.run(x.into(), run)?;
-        run.block_done()?;
+        run.step_done()?;
         Ok(x)
     }
 }

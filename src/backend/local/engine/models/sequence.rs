@@ -45,7 +45,7 @@ impl Sequence {
                 Layer::Conv(conv, activation) => conv.run(&x, *activation)?,
                 Layer::Block(block) => block.run(x, run)?,
             };
-            run.block_done()?;
+            run.step_done()?;
         }
         Ok(x)
     }

@@ -54,7 +54,7 @@ impl<'a> Banded<'a> {
         Ok(Some(Self { block, convs, height, rows }))
     }
 
-    /// The block. Progress is told once, as ever; whether anybody still waits is asked after each band.
+    /// The block; each band of each pass is a step.
     pub(super) fn run(&self, x: Ahead<'_>, run: &mut Run<'_>) -> Result<Map, EngineError> {
         let Map::Host(mut map) = x.map else { return Err(EngineError::Place) };
         let conv = x.conv.map(|conv| conv.host()).transpose()?;
@@ -68,7 +68,7 @@ impl<'a> Banded<'a> {
                 if let Some((rows, made)) = waiting.replace((rows, made)) {
                     map.paste(rows.start, &made);
                 }
-                run.go_on()?;
+                run.step_done()?;
             }
             if let Some((rows, made)) = waiting {
                 map.paste(rows.start, &made);
@@ -79,7 +79,7 @@ impl<'a> Banded<'a> {
         let mut out = map.like(self.height, width, self.convs[self.convs.len() - 1].outputs());
         for rows in self.bands() {
             out.paste(rows.start, &self.band((&map, conv), shortcut, &affines, rows.clone()));
-            run.go_on()?;
+            run.step_done()?;
         }
         Ok(Map::Host(out))
     }
@@ -107,7 +107,7 @@ impl<'a> Banded<'a> {
                     for (sum, moments) in sums.iter_mut().zip(moments::of_groups(&window.map, groups)) {
                         *sum = sum.join(moments);
                     }
-                    run.go_on()?;
+                    run.step_done()?;
                 }
                 normed.norm.affine(&sums, normed.activation)
             };
