@@ -29,12 +29,13 @@ struct Pool {
     /// What maps hold at this moment, and the most there was.
     live: usize,
     peak: usize,
-    /// The most that there was in all, `free` included; a buffer counts in full, however much of it is used.
+    /// The most that there was in all, `free` and scratch included; a buffer counts in full, however much of it is used.
     #[cfg(test)]
-    taken: usize,
-    /// What `live` and `free` together may come to.
+    most: usize,
+    /// What all together may come to, as long as something is free.
     limit: usize,
-    /// The longest scratch buffer.
+    /// All scratch buffers, held or not, and the longest.
+    scratches: usize,
     widest: usize,
 }
 
@@ -77,13 +78,13 @@ impl Arena {
         ((pool.peak + threads * pool.widest) * size_of::<f32>()) as u64
     }
 
-    /// Bytes that maps took of the system at the widest moment so far.
+    /// Bytes taken of the system at the widest moment so far.
     #[cfg(test)]
     pub(in super::super) fn taken_bytes(&self) -> u64 {
-        (self.0.pool.lock().taken * size_of::<f32>()) as u64
+        (self.0.pool.lock().most * size_of::<f32>()) as u64
     }
 
-    /// Lets buffers of earlier runs stay as long as maps take no more than `bytes` with them.
+    /// Lets buffers of earlier runs and layers stay as long as no more than `bytes` are taken with them.
     pub(in super::super) fn keep_within(&self, bytes: u64) {
         self.0.pool.lock().limit = usize::try_from(bytes).unwrap_or(usize::MAX) / size_of::<f32>();
     }
@@ -92,7 +93,7 @@ impl Arena {
     pub fn release(&self) {
         let mut pool = self.0.pool.lock();
         pool.free = Vec::new();
-        pool.scratch = Vec::new();
+        pool.drop_scratch();
     }
 
     /// `len` floats of any value: those of an earlier buffer, or fresh ones.
@@ -113,9 +114,13 @@ impl Arena {
         let mut pool = self.0.pool.lock();
         pool.widest = pool.widest.max(len);
         let mut data = pool.scratch.pop().unwrap_or_default();
-        drop(pool);
         if data.len() < len {
+            pool.scratches -= data.len();
+            data = Pages::default();
+            pool.make_room(len);
+            drop(pool);
             data = Pages::new(len);
+            self.0.pool.lock().scratches += len;
         }
         Scratch { data, len, arena: self }
     }
@@ -139,10 +144,15 @@ impl Pool {
         if let Some((at, _)) = best {
             return Some(self.free.swap_remove(at));
         }
-        // The smallest go first: a network's maps grow or shrink on its way, and the large ones are dear.
-        self.free.sort_by_key(|pages| std::cmp::Reverse(pages.len()));
-        while self.live + self.free() + len > self.limit && self.free.pop().is_some() {}
+        self.make_room(len);
         None
+    }
+
+    /// Gives back what nobody holds where `len` more are too many. The smallest go first: a network's maps grow or shrink
+    /// on its way, and the large ones are dear.
+    fn make_room(&mut self, len: usize) {
+        self.free.sort_by_key(|pages| std::cmp::Reverse(pages.len()));
+        while self.taken() + len > self.limit && self.free.pop().is_some() {}
     }
 
     fn hold(&mut self, len: usize) {
@@ -150,12 +160,20 @@ impl Pool {
         self.peak = self.peak.max(self.live);
         #[cfg(test)]
         {
-            self.taken = self.taken.max(self.live + self.free());
+            self.most = self.most.max(self.taken());
         }
+    }
+
+    fn taken(&self) -> usize {
+        self.live + self.free() + self.scratches
     }
 
     fn free(&self) -> usize {
         self.free.iter().map(|pages| pages.len()).sum()
+    }
+
+    fn drop_scratch(&mut self) {
+        self.scratches -= self.scratch.drain(..).map(|pages| pages.len()).sum::<usize>();
     }
 }
 
@@ -297,7 +315,7 @@ mod tests {
         let _c = arena.take(15);
         let _d = arena.take(30);
         let pool = arena.0.pool.lock();
-        assert_eq!((pool.free(), pool.live, pool.taken), (100, 45, 145));
+        assert_eq!((pool.free(), pool.live, pool.most), (100, 45, 145));
         drop(pool);
         arena.release();
         assert!(arena.0.pool.lock().free.is_empty());
