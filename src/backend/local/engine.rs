@@ -191,8 +191,8 @@ impl Autoencoder {
         if whole.foretold.bytes <= self.memory || self.site.device.is_some() {
             return whole;
         }
-        // The maps of the picture's size and of half of it are what the memory goes into.
-        let in_bands = Some(size[1] * size[2] / 4);
+        // The maps of the picture's size are what the memory goes into.
+        let in_bands = Some(size[1] * size[2]);
         Plan { in_bands, foretold: footprint::foretell(self, task, size, in_bands) }
     }
 

@@ -164,6 +164,11 @@ impl HostMap {
         self
     }
 
+    /// The same in a buffer of its size, where the one it has is much longer.
+    pub(super) fn trimmed(self) -> Self {
+        if self.data.is_loose() { self.clone() } else { self }
+    }
+
     /// Rounds to the map's precision: what storing the layer's result in that type would do.
     pub(super) fn round(&mut self) {
         simd::round(&mut self.data, self.precision);

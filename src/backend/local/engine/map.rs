@@ -51,6 +51,14 @@ impl Map {
         }
     }
 
+    /// The same in no more memory than it needs.
+    pub(super) fn trimmed(self) -> Self {
+        match self {
+            Self::Host(map) => Self::Host(map.trimmed()),
+            Self::Device(_) => self,
+        }
+    }
+
     /// Ours, if it is.
     pub(super) fn into_host(self) -> Option<HostMap> {
         match self {

@@ -50,7 +50,10 @@ impl Residual {
             x = shortcut.run_over(x)?;
         }
         let h = h.ok_or_else(|| EngineError::Config("a block of one convolution".into()))?;
-        last.conv.run_onto(&h, last.norm.as_ref(), Some(x), self.activation)
+        let y = last.conv.run_onto(&h, last.norm.as_ref(), Some(x), self.activation)?;
+        drop(h);
+        // What the shortcut left over would go along through the rest of the network.
+        Ok(if run.in_bands.is_some() { y.trimmed() } else { y })
     }
 }
 

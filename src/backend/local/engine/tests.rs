@@ -76,7 +76,7 @@ fn bands_give_what_the_whole_gives_in_less_memory() {
         let got = banded.decode(&latents, scaling, DType::F32, &mut steps).unwrap();
         let foretold = |m: &Autoencoder| m.foretell(Task::Decode, [2, h * scale, w * scale]).steps;
         assert_eq!(steps.0, foretold(&banded), "{name}");
-        assert!(steps.0 > foretold(&whole) + 8, "{name}: {} steps", steps.0);
+        assert!(steps.0 >= foretold(&whole) + 5, "{name}: {} steps", steps.0);
         let apart = distance(&got, &whole.decode(&latents, scaling, DType::F32, &mut Patient).unwrap());
         assert!(apart < WITHIN, "{name}: decode {apart:.1e}");
         let pictures = noise(&[2, 3, h * scale, w * scale]);

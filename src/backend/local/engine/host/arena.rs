@@ -113,15 +113,16 @@ impl Arena {
     pub(in super::super) fn scratch(&self, len: usize) -> Scratch<'_> {
         let mut pool = self.0.pool.lock();
         pool.widest = pool.widest.max(len);
-        let mut data = pool.scratch.pop().unwrap_or_default();
-        if data.len() < len {
-            pool.scratches -= data.len();
-            data = Pages::default();
-            pool.make_room(len);
-            drop(pool);
-            data = Pages::new(len);
-            self.0.pool.lock().scratches += len;
+        let kept = pool.scratch.pop().unwrap_or_default();
+        if kept.len() >= len {
+            return Scratch { data: kept, len, arena: self };
         }
+        pool.scratches -= kept.len();
+        drop(kept);
+        pool.make_room(len);
+        drop(pool);
+        let data = Pages::new(len);
+        self.0.pool.lock().scratches += len;
         Scratch { data, len, arena: self }
     }
 
@@ -219,6 +220,11 @@ impl Buffer {
     /// Where it came from.
     pub(in super::super) fn arena(&self) -> &Arena {
         &self.arena
+    }
+
+    /// Whether it counts for much more than it holds.
+    pub(in super::super) fn is_loose(&self) -> bool {
+        self.held > self.len + self.len / 8
     }
 
     /// Holds the first `len` floats from now on; it counts for as much as before.

@@ -9,7 +9,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::super::Activation;
+use super::super::{Activation, Precision};
 use super::arena::Arena;
 use super::product::{PANEL, Packed, product};
 use super::simd::{BLOCK, activate, arch};
@@ -53,6 +53,19 @@ impl HostConv {
             c if c < inputs => weights[(o * inputs + c) * taps + k / stored],
             _ => 0.0,
         })
+    }
+
+    /// This and then a 1x1, as one convolution.
+    pub(in super::super) fn then(&self, pointwise: &Self, arena: &Arena) -> Self {
+        let dims = [1, self.outputs(), 1, 1];
+        let bias = match arena.rehearses() {
+            true => vec![0.0; pointwise.outputs()],
+            false => {
+                let bias = HostMap::from_planes(arena, &self.bias, dims, Precision::F32);
+                pointwise.run(&Source::whole(&bias), None, Activation::None).to_planes()
+            }
+        };
+        Self { weights: self.weights.times(&pointwise.weights, arena), bias, ..*self }
     }
 
     /// Height or width of the output for one of the input.

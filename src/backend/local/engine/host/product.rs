@@ -60,6 +60,23 @@ impl Packed {
         Self { depth: padded, columns, data }
     }
 
+    /// Their product, where the columns here are the rows there.
+    pub(in super::super) fn times(&self, right: &Self, arena: &Arena) -> Self {
+        let rows = self.depth;
+        let mut left = arena.take(right.depth * rows);
+        let blocks = self.panels().flat_map(|panel| (0..PANEL / BLOCK).map(move |half| (panel, half * BLOCK)));
+        for (block, (panel, first)) in left.chunks_exact_mut(rows * BLOCK).zip(blocks) {
+            for (to, from) in block.chunks_exact_mut(BLOCK).zip(panel.chunks_exact(PANEL)) {
+                to.copy_from_slice(&from[first..][..BLOCK]);
+            }
+        }
+        let mut data = arena.take(right.columns.div_ceil(PANEL) * rows * PANEL);
+        data.par_chunks_exact_mut(rows * PANEL)
+            .zip(right.data.par_chunks_exact(right.depth * PANEL))
+            .for_each(|(product_of_panel, panel)| product((&left, rows), panel, product_of_panel));
+        Self { depth: rows, columns: right.columns, data }
+    }
+
     /// The panels in order, each `[depth][32]`.
     pub(in super::super) fn panels(&self) -> std::slice::ChunksExact<'_, f32> {
         self.data.chunks_exact(self.depth * PANEL)

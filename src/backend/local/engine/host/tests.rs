@@ -236,6 +236,24 @@ fn a_pointwise_that_narrows_takes_the_place_of_what_it_reads() {
 }
 
 #[test]
+fn a_convolution_and_a_pointwise_are_one_convolution() {
+    for (inputs, inner, outputs, geometry) in
+        [(24, 40, 20, GEOMETRIES[4]), (5, 7, 33, GEOMETRIES[0]), (48, 64, 32, GEOMETRIES[2])]
+    {
+        let first = Case { dims: [2, inputs, 20, 18], outputs: inner, geometry, normed: None, onto: false, ..large() };
+        let second = Case { dims: [2, inner, 1, 1], outputs, geometry: GEOMETRIES[1], ..first };
+        let arena = Arena::default();
+        let x = map(&arena, &noise(1, first.dims.iter().product()), first.dims);
+        let ((conv, _), (pointwise, _)) = (first.conv(), second.conv());
+        let between = conv.run(&Source::whole(&x), None, Activation::None);
+        let want = pointwise.run(&Source::whole(&between), None, Activation::None).to_planes();
+        let got = conv.then(&pointwise, &arena).run(&Source::whole(&x), None, Activation::None).to_planes();
+        let apart = distance(&got, &want.iter().map(|&w| f64::from(w)).collect::<Vec<_>>());
+        assert!(apart < 2e-6, "{geometry:?}: {apart:.1e}");
+    }
+}
+
+#[test]
 fn blocks_and_bands_meet() {
     let case = large();
     let apart = distance(&case.run(&Arena::default()), &case.want());

@@ -1,8 +1,9 @@
-//! A residual block some rows at a time, so that none of its inner maps is ever whole, and the block's result takes the place
-//! of its input.
+//! A residual block some rows at a time, so that of its maps only two are ever whole: what goes in and what comes out, or one,
+//! where the result takes the place of the input.
 //!
-//! A norm needs the moments of a whole map. They come from passes of their own: all bands up to that norm are computed and
-//! forgotten again. What is computed more than once is the price of the memory; the numbers are the same.
+//! A norm needs the moments of a whole map. They come from passes of their own: all bands up to that norm are computed, and
+//! forgotten again but for the input of the last step, which waits where the result goes. What is computed more than
+//! once is the price of the memory. A 1x1 shortcut of an upsampled map is one convolution with the upsampling's.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -28,6 +29,13 @@ pub(super) struct Banded<'a> {
     convs: Vec<&'a HostConv>,
     height: usize,
     rows: usize,
+}
+
+/// What goes into the block: a map, or a convolution of one.
+#[derive(Clone, Copy)]
+struct Input<'a> {
+    map: &'a HostMap,
+    conv: Option<&'a HostConv>,
 }
 
 /// Some rows of a map of the block.
@@ -59,28 +67,31 @@ impl<'a> Banded<'a> {
         let Map::Host(mut map) = x.map else { return Err(EngineError::Place) };
         let conv = x.conv.map(|conv| conv.host()).transpose()?;
         let shortcut = self.block.shortcut.as_ref().map(|conv| conv.host()).transpose()?;
-        let affines = self.affines((&map, conv), run)?;
         if conv.is_none() && shortcut.is_none() {
-            // A band's result is written when the next one has read what it needs of the rows above it.
-            let mut waiting: Option<(Range<usize>, HostMap)> = None;
-            for rows in self.bands() {
-                let made = self.band((&map, None), None, &affines, rows.clone());
-                if let Some((rows, made)) = waiting.replace((rows, made)) {
-                    map.paste(rows.start, &made);
-                }
-                run.step_done()?;
-            }
-            if let Some((rows, made)) = waiting {
-                map.paste(rows.start, &made);
-            }
+            let affines = self.affines(Input { map: &map, conv }, None, run)?;
+            self.replace(&mut map, run, |map, rows| self.band(Input { map, conv }, &affines, rows, None))?;
             return Ok(Map::Host(map));
         }
-        let width = conv.map_or(map.w, |conv| conv.extent(map.w));
-        let mut out = map.like(self.height, width, self.convs[self.convs.len() - 1].outputs());
-        for rows in self.bands() {
-            out.paste(rows.start, &self.band((&map, conv), shortcut, &affines, rows.clone()));
-            run.step_done()?;
-        }
+        let x = Input { map: &map, conv };
+        let last = self.convs[self.convs.len() - 1];
+        let mut out = map.like(self.height, conv.map_or(map.w, |conv| conv.extent(map.w)), last.outputs());
+        let waits = self.block.steps.last().is_some_and(|step| step.norm.is_some()) && last.inputs == last.outputs();
+        let affines = self.affines(x, waits.then_some(&mut out), run)?;
+        let folded = conv.zip(shortcut).map(|(conv, shortcut)| conv.then(shortcut, map.arena()));
+        let onto = |rows: Range<usize>| match (&folded, conv.or(shortcut)) {
+            (Some(conv), _) | (None, Some(conv)) => conv.run_rows(&Source::whole(&map), rows, None, Activation::None),
+            (None, None) => map.copy_rows(rows),
+        };
+        let affine = affines.last().and_then(Option::as_ref);
+        self.replace(&mut out, run, |out, rows| {
+            if waits {
+                let waiting = Source { affine, ..Source::whole(out) };
+                last.run_rows(&waiting, rows.clone(), Some(onto(rows)), self.block.activation)
+            } else {
+                let onto = shortcut.is_some().then(|| onto(rows.clone()));
+                self.band(x, &affines, rows, onto)
+            }
+        })?;
         Ok(Map::Host(out))
     }
 
@@ -89,8 +100,35 @@ impl<'a> Banded<'a> {
         (0..height).step_by(rows).map(move |top| top..(top + rows).min(height))
     }
 
-    /// The norms of all steps, each from a pass over the steps before it.
-    fn affines(&self, x: (&HostMap, Option<&HostConv>), run: &mut Run<'_>) -> Result<Vec<Option<Affine>>, EngineError> {
+    /// Puts bands made of the map in its place. Each is written when the next one has read what it needs of the rows above
+    /// it.
+    fn replace(
+        &self,
+        map: &mut HostMap,
+        run: &mut Run<'_>,
+        make: impl Fn(&HostMap, Range<usize>) -> HostMap,
+    ) -> Result<(), EngineError> {
+        let mut made: Option<(usize, HostMap)> = None;
+        for rows in self.bands() {
+            let next = (rows.start, make(map, rows));
+            if let Some((top, made)) = made.replace(next) {
+                map.paste(top, &made);
+            }
+            run.step_done()?;
+        }
+        if let Some((top, made)) = made {
+            map.paste(top, &made);
+        }
+        Ok(())
+    }
+
+    /// The norms of all steps, each from a pass over the steps before it. The input of the last one is left in `waiting`.
+    fn affines(
+        &self,
+        x: Input<'_>,
+        mut waiting: Option<&mut HostMap>,
+        run: &mut Run<'_>,
+    ) -> Result<Vec<Option<Affine>>, EngineError> {
         let mut affines: Vec<Option<Affine>> = Vec::new();
         for (count, step) in self.block.steps.iter().enumerate() {
             let Some(normed) = &step.norm else {
@@ -98,14 +136,17 @@ impl<'a> Banded<'a> {
                 continue;
             };
             let groups = normed.norm.groups();
-            let affine = if count == 0 && x.1.is_none() {
-                normed.norm.affine_of(x.0, normed.activation)
+            let affine = if count == 0 && x.conv.is_none() {
+                normed.norm.affine_of(x.map, normed.activation)
             } else {
-                let mut sums = vec![Moments::default(); x.0.n * groups];
+                let mut sums = vec![Moments::default(); x.map.n * groups];
                 for rows in self.bands() {
-                    let window = self.steps(read(x, self.needs(count, &rows)[0].clone()), &affines, count, &rows);
+                    let window = self.steps(x.read(self.needs(count, &rows)[0].clone()), &affines, count, &rows);
                     for (sum, moments) in sums.iter_mut().zip(moments::of_groups(&window.map, groups)) {
                         *sum = sum.join(moments);
+                    }
+                    if let Some(waiting) = waiting.as_deref_mut().filter(|_| count + 1 == self.convs.len()) {
+                        waiting.paste(rows.start, &window.map);
                     }
                     run.step_done()?;
                 }
@@ -116,21 +157,12 @@ impl<'a> Banded<'a> {
         Ok(affines)
     }
 
-    /// The block's rows `rows`.
-    fn band(
-        &self,
-        x: (&HostMap, Option<&HostConv>),
-        shortcut: Option<&HostConv>,
-        affines: &[Option<Affine>],
-        rows: Range<usize>,
-    ) -> HostMap {
+    /// The block's rows `rows`, from all its steps, added to `onto` or to what went in.
+    fn band(&self, x: Input<'_>, affines: &[Option<Affine>], rows: Range<usize>, onto: Option<HostMap>) -> HostMap {
         let last = self.convs.len() - 1;
         let needs = self.needs(last + 1, &rows);
-        let read = read(x, needs[0].clone());
-        let onto = match shortcut {
-            Some(conv) => conv.run_rows(&read.source(self.height, None), rows.clone(), None, Activation::None),
-            None => read.map.copy_rows(rows.start - read.top..rows.end - read.top),
-        };
+        let read = x.read(needs[0].clone());
+        let onto = onto.unwrap_or_else(|| read.map.copy_rows(rows.start - read.top..rows.end - read.top));
         let h = self.steps(read, affines, last, &needs[last]);
         let source = h.source(self.height, affines[last].as_ref());
         self.convs[last].run_rows(&source, rows, Some(onto), self.block.activation)
@@ -167,14 +199,18 @@ impl<'a> Banded<'a> {
     }
 }
 
-/// Rows of what goes into the block.
-fn read<'m>((map, conv): (&'m HostMap, Option<&HostConv>), rows: Range<usize>) -> Window<'m> {
-    match conv {
-        None => Window { map: Cow::Borrowed(map), top: 0 },
-        Some(conv) => {
-            let top = rows.start;
-            let made = conv.run_rows(&Source::whole(map), rows, None, Activation::None);
-            Window { map: Cow::Owned(made), top }
+// === impl Input ===
+
+impl<'a> Input<'a> {
+    /// These rows at least.
+    fn read(self, rows: Range<usize>) -> Window<'a> {
+        match self.conv {
+            None => Window { map: Cow::Borrowed(self.map), top: 0 },
+            Some(conv) => {
+                let top = rows.start;
+                let made = conv.run_rows(&Source::whole(self.map), rows, None, Activation::None);
+                Window { map: Cow::Owned(made), top }
+            }
         }
     }
 }
