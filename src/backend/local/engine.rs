@@ -16,6 +16,8 @@ mod error;
 mod footprint;
 mod gaussian;
 mod host;
+#[doc(hidden)]
+pub mod kernels;
 mod map;
 mod models;
 mod norm;

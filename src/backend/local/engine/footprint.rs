@@ -42,18 +42,17 @@ impl Observer for Steps {
 /// For `n` pictures of `h` x `w` pixels.
 pub(super) fn foretell(model: &Autoencoder, task: Task, [n, h, w]: [usize; 3], in_bands: Option<usize>) -> Foretold {
     let pixels = (h * w) as u64;
-    let mut steps = Steps(0);
-    let inner = match &model.site.device {
-        None => rehearse(model, task, [n, h, w], in_bands, &mut steps).unwrap_or(u64::MAX),
-        Some(_) => {
-            steps = Steps(match task {
-                Task::Decode => model.decoder.as_ref().map_or(0, Decoder::blocks),
-                Task::Encode => model.encoder.as_ref().map_or(0, Encoder::blocks),
-            });
-            by_widths(&model.config, &model.site, task, pixels) * n as u64 + SCRATCH
-        }
+    let (inner, steps) = if model.site.device.is_some() {
+        let steps = match task {
+            Task::Decode => model.decoder.as_ref().map_or(0, Decoder::blocks),
+            Task::Encode => model.encoder.as_ref().map_or(0, Encoder::blocks),
+        };
+        (by_widths(&model.config, &model.site, task, pixels) * n as u64 + SCRATCH, steps)
+    } else {
+        // A run that cannot be rehearsed is refused by its memory.
+        rehearse(model, task, [n, h, w], in_bands).unwrap_or((u64::MAX, 0))
     };
-    Foretold { bytes: inner.saturating_add(n as u64 * pixels * ENDS), steps: steps.0 }
+    Foretold { bytes: inner.saturating_add(n as u64 * pixels * ENDS), steps }
 }
 
 /// The run itself, without its arithmetic and its buffers.
@@ -62,12 +61,12 @@ fn rehearse(
     task: Task,
     [n, h, w]: [usize; 3],
     in_bands: Option<usize>,
-    steps: &mut Steps,
-) -> Result<u64, EngineError> {
+) -> Result<(u64, u32), EngineError> {
     let arena = Arena::rehearsal();
     let scale = model.spatial_scale(task);
     let map = |dims| Map::from_planes(&[], dims, &model.site, &arena);
-    let mut run = Run { observer: steps, in_bands };
+    let mut steps = Steps(0);
+    let mut run = Run { observer: &mut steps, in_bands };
     match (task, &model.encoder, &model.decoder) {
         (Task::Encode, Some(encoder), _) => drop(encoder.run(map([n, model.picture_channels(), h, w])?, &mut run)?),
         (Task::Decode, _, Some(decoder)) => {
@@ -75,7 +74,7 @@ fn rehearse(
         }
         (Task::Encode, None, _) | (Task::Decode, _, None) => {}
     }
-    Ok(arena.peak_bytes(rayon::current_num_threads()))
+    Ok((arena.peak_bytes(rayon::current_num_threads()), steps.0))
 }
 
 /// Upper estimate for one picture on a device.

@@ -57,13 +57,11 @@ impl HostConv {
 
     /// This and then a 1x1, as one convolution.
     pub(in super::super) fn then(&self, pointwise: &Self, arena: &Arena) -> Self {
-        let dims = [1, self.outputs(), 1, 1];
-        let bias = match arena.rehearses() {
-            true => vec![0.0; pointwise.outputs()],
-            false => {
-                let bias = HostMap::from_planes(arena, &self.bias, dims, Precision::F32);
-                pointwise.run(&Source::whole(&bias), None, Activation::None).to_planes()
-            }
+        let bias = if arena.rehearses() {
+            vec![0.0; pointwise.outputs()]
+        } else {
+            let bias = HostMap::from_planes(arena, &self.bias, [1, self.outputs(), 1, 1], Precision::F32);
+            pointwise.run(&Source::whole(&bias), None, Activation::None).to_planes()
         };
         Self { weights: self.weights.times(&pointwise.weights, arena), bias, ..*self }
     }
