@@ -1,4 +1,7 @@
-//! Softmax attention of one head, a few queries at a time: the memory is queries x pixels, never pixels x pixels.
+//! Softmax attention of one head, a few queries and a few keys at a time: no pixels x pixels matrix exists, nor a row of one.
+//!
+//! The softmax goes along ("Online normalizer calculation for softmax", Milakov and Gimelshein 2018): a larger score
+//! than any before shrinks what has been summed up so far.
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -9,6 +12,8 @@ use super::simd::{BLOCK, arch, exp};
 
 /// Queries a task: four register tiles, so that keys and values are read from memory once for so many.
 const QUERIES: usize = 56;
+/// Keys at a time: with as many queries their scores stay in the second cache.
+const KEYS: usize = 1024;
 
 /// `softmax(q k^T / sqrt(c)) v` over all pixels of an image.
 pub(in super::super) fn attend(q: &HostMap, k: &HostMap, v: &HostMap) -> HostMap {
@@ -16,7 +21,8 @@ pub(in super::super) fn attend(q: &HostMap, k: &HostMap, v: &HostMap) -> HostMap
     let mut out = q.like(q.h, q.w, c);
     let arena = q.arena().clone();
     let depth = c.next_multiple_of(BLOCK);
-    let scratch = QUERIES * (depth + 2 * pixels.next_multiple_of(PANEL) + PANEL);
+    let keys_at_once = pixels.next_multiple_of(PANEL).min(KEYS);
+    let scratch = QUERIES * (depth + 2 * keys_at_once + c.next_multiple_of(PANEL) + PANEL);
     let tasks = pixels.div_ceil(QUERIES);
     for (image, parts) in out.parts(QUERIES).chunks_mut(tasks).enumerate() {
         let value = |map: &HostMap, pixel: usize, channel: usize| {
@@ -49,26 +55,42 @@ fn attend_some(
     mut put: impl FnMut(usize, usize, &[f32]),
 ) {
     let (rows, pixels, c) = (a.len() / keys.depth, keys.columns, values.columns);
-    let padded = pixels.next_multiple_of(PANEL);
-    let (scores, rest) = scratch.split_at_mut(rows * padded);
-    let (weights, rest) = rest.split_at_mut(rows * padded);
-    for (panel, scores) in keys.panels().zip(scores.chunks_exact_mut(rows * PANEL)) {
-        product((a, rows), panel, scores);
-    }
-    let mut sums = Vec::with_capacity(rows);
-    for row in 0..rows {
-        let scale = 1.0 / (c as f32).sqrt();
-        let (scores, weights) = (scores.as_chunks().0, weights.as_chunks_mut().0);
-        sums.push(arch().dispatch(Softmax { scores, weights, row, rows, pixels, scale }));
-    }
+    let at_once = pixels.next_multiple_of(PANEL).min(KEYS);
+    let (scores, rest) = scratch.split_at_mut(rows * at_once);
+    let (weights, rest) = rest.split_at_mut(rows * at_once);
+    let (sums, rest) = rest.split_at_mut(rows * c.next_multiple_of(PANEL));
     let tile = &mut rest[..rows * PANEL];
-    for (p, panel) in values.panels().enumerate() {
-        product((weights, rows), panel, tile);
-        for (row, (tile, sum)) in tile.chunks_exact_mut(PANEL).zip(&sums).enumerate() {
-            for (channel, seen) in (p * PANEL..c).step_by(BLOCK).zip(tile.chunks_exact_mut(BLOCK)) {
-                let seen = &mut seen[..BLOCK.min(c - channel)];
+    sums.fill(0.0);
+    let mut softmax = [Running::default(); QUERIES];
+    let scale = 1.0 / (c as f32).sqrt();
+    for first in (0..pixels).step_by(KEYS) {
+        let count = KEYS.min(pixels - first);
+        let padded = count.next_multiple_of(PANEL);
+        let panels = keys.panels().skip(first / PANEL).take(padded / PANEL);
+        for (panel, scores) in panels.zip(scores.chunks_exact_mut(rows * PANEL)) {
+            product((a, rows), panel, scores);
+        }
+        for (row, running) in softmax[..rows].iter_mut().enumerate() {
+            let (scores, weights) = (scores.as_chunks().0, weights.as_chunks_mut().0);
+            arch().dispatch(Softmax { scores, weights, row, rows, pixels: count, scale, running });
+        }
+        for (panel, sums) in values.panels().zip(sums.chunks_exact_mut(rows * PANEL)) {
+            // The depth of the values is the pixels to the next block of 16, beyond which the weights are zeros.
+            let depth = padded.min(values.depth - first);
+            product((weights, rows), &panel[first * PANEL..][..depth * PANEL], tile);
+            for ((sums, tile), running) in sums.chunks_exact_mut(PANEL).zip(tile.chunks_exact(PANEL)).zip(&softmax) {
+                for (sum, seen) in sums.iter_mut().zip(tile) {
+                    *sum = *sum * running.shrink + seen;
+                }
+            }
+        }
+    }
+    for (panel, sums) in sums.chunks_exact_mut(rows * PANEL).enumerate() {
+        for (row, (sums, running)) in sums.chunks_exact_mut(PANEL).zip(&softmax).enumerate() {
+            for (channel, sums) in (panel * PANEL..c).step_by(BLOCK).zip(sums.chunks_exact_mut(BLOCK)) {
+                let seen = &mut sums[..BLOCK.min(c - channel)];
                 for x in &mut *seen {
-                    *x /= sum;
+                    *x /= running.sum as f32;
                 }
                 put(row, channel, seen);
             }
@@ -87,7 +109,24 @@ fn block(image: &[f32], (pixels, lanes): (usize, usize), first: usize, a: &mut [
     }
 }
 
-/// Turns row `row` of `rows` rows of scores, in panels, into exponentials in blocks; answers their sum.
+/// The softmax of one query over the keys so far.
+#[derive(Clone, Copy)]
+struct Running {
+    /// The largest score.
+    top: f32,
+    /// Of the exponentials, relative to the largest score.
+    sum: f64,
+    /// What the last keys made of sums over those before them.
+    shrink: f32,
+}
+
+impl Default for Running {
+    fn default() -> Self {
+        Self { top: f32::NEG_INFINITY, sum: 0.0, shrink: 0.0 }
+    }
+}
+
+/// Turns row `row` of `rows` rows of scores, in panels, into exponentials in blocks.
 struct Softmax<'a> {
     scores: &'a [[f32; PANEL]],
     weights: &'a mut [[f32; BLOCK]],
@@ -95,16 +134,17 @@ struct Softmax<'a> {
     rows: usize,
     pixels: usize,
     scale: f32,
+    running: &'a mut Running,
 }
 
 impl WithSimd for Softmax<'_> {
-    type Output = f32;
+    type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> f32 {
-        let Self { scores, weights, row, rows, pixels, scale } = self;
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { scores, weights, row, rows, pixels, scale, running } = self;
         let panels = || (0..pixels.div_ceil(PANEL)).map(|p| (p, &scores[p * rows + row]));
-        let mut tops = [f32::NEG_INFINITY; PANEL];
+        let mut tops = [running.top; PANEL];
         for (p, scores) in panels() {
             let mut scores = *scores;
             // Beyond the last pixel the product of padding stands there: zeros, which may be the largest.
@@ -113,8 +153,10 @@ impl WithSimd for Softmax<'_> {
                 *top = simd.max_f32s(*top, score);
             }
         }
-        let top = simd.splat_f32s(tops.into_iter().fold(f32::NEG_INFINITY, f32::max));
-        let scale = simd.splat_f32s(scale);
+        let highest = tops.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        running.shrink = libm::expf((running.top - highest) * scale);
+        running.top = highest;
+        let (top, scale) = (simd.splat_f32s(highest), simd.splat_f32s(scale));
         let mut sum = 0.0f64;
         for (p, scores) in panels() {
             let mut values = *scores;
@@ -127,6 +169,6 @@ impl WithSimd for Softmax<'_> {
                 weights[(p * PANEL / BLOCK + half) * rows + row] = *values;
             }
         }
-        sum as f32
+        running.sum = running.sum * f64::from(running.shrink) + sum;
     }
 }
