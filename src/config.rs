@@ -127,7 +127,7 @@ pub struct Cache {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Flight {
-    /// Share of its blocks, 0 to 1, from which a run is finished and kept although nobody waits any more.
+    /// Share of its steps, 0 to 1, from which a run is finished and kept although nobody waits any more.
     pub keep_from: f32,
     /// The longest a run may take, its wait in the queue included.
     #[serde(with = "humantime_serde")]
