@@ -52,6 +52,9 @@ pub(in crate::cli) struct Engine {
     /// Sizes of the pictures in pixels: 512, or 640x424 for width and height, separated by commas.
     #[arg(long, value_name = "SIZES", value_delimiter = ',', default_value = "256,512")]
     size: Vec<Size>,
+    /// Pictures that are computed in one run, separated by commas: each size is measured with each number.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u16).range(1..=64))]
+    batch: Vec<u16>,
     /// Runs of each size, after a first one.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
     runs: u16,
@@ -182,8 +185,8 @@ impl Engine {
         };
         let bench = Bench { model, arena, memory: config.memory, task: self.task.into(), runs: self.runs };
         let mut measured = Vec::new();
-        for &size in &self.size {
-            let of_size = bench.measure(size, &facts)?;
+        for (size, batch) in self.size.iter().flat_map(|&size| self.batch.iter().map(move |&batch| (size, batch))) {
+            let of_size = bench.measure((size, usize::from(batch)), &facts)?;
             if self.json {
                 report.print_json(&of_size)?;
             }
@@ -222,20 +225,21 @@ fn load(found: &Found, config: &EngineConfig) -> anyhow::Result<Autoencoder> {
 // === impl Bench ===
 
 impl Bench {
-    /// All runs of a size.
-    fn measure(&self, size: Size, facts: &Facts) -> anyhow::Result<Measured> {
+    /// All runs of so many pictures of a size.
+    fn measure(&self, (size, batch): (Size, usize), facts: &Facts) -> anyhow::Result<Measured> {
         let input = match self.task {
-            Task::Decode => size.latents(facts.latent_channels, facts.spatial_scale)?,
-            Task::Encode => size.picture()?,
+            Task::Decode => size.latents(batch, facts.latent_channels, facts.spatial_scale)?,
+            Task::Encode => size.pictures(batch)?,
         };
-        let foretold = self.model.working_set_bytes(self.task, 1, size.height, size.width);
+        let foretold = self.model.working_set_bytes(self.task, batch, size.height, size.width);
         ensure!(
             foretold <= self.memory.as_u64(),
-            "{size} takes {} besides the weights, even in bands; --memory allows {}",
+            "{batch} x {size} take {} besides the weights, even in bands; --memory allows {}",
             ByteSize(foretold),
             self.memory
         );
-        let bar = self.bar(size);
+        let name = if batch == 1 { size.to_string() } else { format!("{batch} x {size}") };
+        let bar = self.bar(&name);
         self.arena.release();
         measure::rest();
         let is_peak_own = measure::forget_peak();
@@ -246,15 +250,15 @@ impl Bench {
         }
         let before = Memory::now();
         let first = self.run(&input, &bar)?;
-        bar.suspend(|| say(format_args!("{size}: first run: {}", first.told())));
+        bar.suspend(|| say(format_args!("{name}: first run: {}", first.told())));
         let mut later = Vec::with_capacity(usize::from(self.runs));
         for index in 1..=self.runs {
             let cost = self.run(&input, &bar)?;
-            bar.suspend(|| say(format_args!("{size}: run {index} of {}: {}", self.runs, cost.told())));
+            bar.suspend(|| say(format_args!("{name}: run {index} of {}: {}", self.runs, cost.told())));
             later.push(cost);
         }
         bar.finish_and_clear();
-        Ok(Measured { size, first, later, before, after: Memory::now(), foretold, is_peak_own })
+        Ok(Measured { size, batch, first, later, before, after: Memory::now(), foretold, is_peak_own })
     }
 
     fn run(&self, input: &Tensor, bar: &ProgressBar) -> anyhow::Result<Cost> {
@@ -272,11 +276,11 @@ impl Bench {
     }
 
     /// One step for each block of each run; nothing where standard error is no terminal.
-    fn bar(&self, size: Size) -> ProgressBar {
+    fn bar(&self, name: &str) -> ProgressBar {
         let blocks = u64::from(self.model.blocks(self.task)) * (u64::from(self.runs) + 1);
         let style = ProgressStyle::with_template("{prefix} [{bar:40}] {pos}/{len} blocks, {elapsed}, {eta} to go")
             .expect("the template is valid");
-        ProgressBar::new(blocks).with_style(style.progress_chars("=> ")).with_prefix(size.to_string())
+        ProgressBar::new(blocks).with_style(style.progress_chars("=> ")).with_prefix(name.to_owned())
     }
 }
 
