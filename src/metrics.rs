@@ -278,10 +278,11 @@ impl Metrics {
         self.counter(name::UPSTREAM_RETRIES, labels)
     }
 
-    /// The engine computed, start to end, without queue and rendering.
-    pub fn engine_run(&self, model: &Arc<str>, task: &'static str, took: Duration) {
+    /// The engine computed the answers of so many jobs in one run, start to end, without queue and rendering.
+    pub fn engine_run(&self, model: &Arc<str>, task: &'static str, jobs: usize, took: Duration) {
         let labels = vec![Label::new("model", model.clone()), Label::from_static_parts("task", task)];
-        self.histogram(name::ENGINE_RUN, labels).record(took);
+        self.histogram(name::ENGINE_RUN, labels.clone()).record(took);
+        self.counter(name::ENGINE_JOBS, labels).increment(jobs as u64);
     }
 
     /// What became of so many spans.

@@ -140,7 +140,7 @@ impl Config {
 
     #[cfg(feature = "local")]
     fn check_engine(&self, faults: &mut Vec<Fault>) {
-        use crate::backend::local::{engine::Device, threads::Threads};
+        use crate::backend::local::{Config, engine::Device, threads::Threads};
         let engine = &self.engine;
         let mut check = |holds: bool, key: &str, value: String, remedy: &str| {
             if !holds {
@@ -158,6 +158,12 @@ impl Config {
             "engine.queue",
             engine.queue.to_string(),
             "must be between 1 and 1000000",
+        );
+        check(
+            (1..=Config::MAX_BATCH).contains(&engine.batch),
+            "engine.batch",
+            engine.batch.to_string(),
+            "must be between 1 and 64; 1 gives every job a run of its own",
         );
         let memory = engine.memory;
         check(

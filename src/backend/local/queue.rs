@@ -1,0 +1,271 @@
+//! The engine's queue: bounded, first come first served, read by the engine's threads.
+//!
+//! A full one refuses at once. A job that nobody waits for any more leaves it, and gives back its memory, the moment its
+//! future is dropped. Who takes a job may take others with it that are like it: they pass those who came before them,
+//! so whoever waits behind `n` jobs waits for `n` runs at most, longer ones than without.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use tracing::Span;
+
+use super::{NAME, order::Order};
+use crate::{
+    error::{Error, ErrorKind},
+    metrics::{Alive, Metrics},
+};
+
+/// The end that jobs come in at. Dropping it closes the queue.
+pub(super) struct Queue(Arc<Shared>);
+
+/// An end that jobs are taken from. With the last of them the queue closes, and those who wait are told.
+pub(super) struct Orders(Arc<Shared>);
+
+/// A job's place in the queue; left on drop, unless it was taken.
+pub(super) struct Place<'a> {
+    queue: &'a Shared,
+    number: u64,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// A job has come, or the queue is closed.
+    change: Condvar,
+    capacity: usize,
+    metrics: Metrics,
+}
+
+#[derive(Default)]
+struct State {
+    /// By the order in which they came.
+    waiting: BTreeMap<u64, Waiting>,
+    next: u64,
+    takers: usize,
+    closed: bool,
+}
+
+/// A job, and what tells that it waits.
+struct Waiting {
+    order: Order,
+    _queued: Alive,
+    _span: Span,
+}
+
+// === impl Queue ===
+
+impl Queue {
+    /// A queue for `capacity` jobs.
+    pub(super) fn new(capacity: usize, metrics: Metrics) -> Self {
+        metrics.backend_queue_capacity(NAME, capacity);
+        let (state, change) = (Mutex::default(), Condvar::new());
+        Self(Arc::new(Shared { state, change, capacity, metrics }))
+    }
+
+    /// One more end to take jobs from.
+    pub(super) fn orders(&self) -> Orders {
+        self.0.state.lock().takers += 1;
+        Orders(self.0.clone())
+    }
+
+    /// How many wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.0.state.lock().waiting.len()
+    }
+
+    /// Joins the queue, or refuses at once: with `Overloaded` if it is full, with `Unavailable` if nobody takes from it any
+    /// more.
+    pub(super) fn enter(&self, order: Order) -> Result<Place<'_>, Error> {
+        let mut state = self.0.state.lock();
+        if state.closed {
+            return Err(Error::new(ErrorKind::Unavailable, "the engine has stopped"));
+        }
+        if state.waiting.len() >= self.0.capacity {
+            let message = format!("the queue of {NAME} is full: {} jobs (engine.queue)", self.0.capacity);
+            return Err(Error::new(ErrorKind::Overloaded, message));
+        }
+        let number = state.next;
+        state.next += 1;
+        let (queued, span) = (self.0.metrics.backend_queued(NAME), tracing::debug_span!("queue"));
+        state.waiting.insert(number, Waiting { order, _queued: queued, _span: span });
+        drop(state);
+        self.0.change.notify_one();
+        Ok(Place { queue: &self.0, number })
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+// === impl Orders ===
+
+impl Orders {
+    /// Waits for a job and takes it; `None` when there will be no more. After `patience` without one, `idle` is done, once.
+    pub(super) fn next(&self, patience: Duration, idle: impl FnOnce()) -> Option<Order> {
+        let mut state = self.0.state.lock();
+        let nothing = |state: &mut State| state.waiting.is_empty() && !state.closed;
+        if self.0.change.wait_while_for(&mut state, nothing, patience).timed_out() {
+            MutexGuard::unlocked(&mut state, idle);
+            self.0.change.wait_while(&mut state, nothing);
+        }
+        state.waiting.pop_first().map(|(_, first)| first.order)
+    }
+
+    /// Whether nobody waits at this moment.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.state.lock().waiting.is_empty()
+    }
+
+    /// Takes those who wait for a run like that of `first`, first come first served, as long as they come to `pictures`
+    /// at most.
+    pub(super) fn like(&self, first: &Order, mut pictures: usize) -> Vec<Order> {
+        let mut state = self.0.state.lock();
+        let mut numbers = Vec::new();
+        for (&number, Waiting { order, .. }) in &state.waiting {
+            if order.size.n <= pictures && order.is_like(first) {
+                pictures -= order.size.n;
+                numbers.push(number);
+            }
+        }
+        numbers.iter().filter_map(|number| state.waiting.remove(number)).map(|one| one.order).collect()
+    }
+}
+
+impl Drop for Orders {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.takers -= 1;
+        if state.takers == 0 {
+            drop(state);
+            self.0.close();
+        }
+    }
+}
+
+// === impl Place ===
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let left = self.queue.state.lock().waiting.remove(&self.number);
+        // Its input goes after the lock.
+        drop(left);
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        let left = std::mem::take(&mut state.waiting);
+        drop(state);
+        self.change.notify_all();
+        drop(left);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::watch;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        backend::{Compute, Others},
+        hops::Hops,
+        job::{Job, Output, Work},
+        model::{ModelTable, Scaling},
+        progress::Progress,
+        tensor::{DType, Shape, Tensor},
+    };
+
+    /// `n` latents of `side` x `side`, whose job can be told by its scaling.
+    fn order(n: usize, side: usize, mark: f32) -> Order {
+        let shape = Shape::try_new(&[n, 4, side, side]).unwrap();
+        let latents = Tensor::try_new(DType::F32, shape, vec![0; n * 16 * side * side].into()).unwrap();
+        let work = Work::Decode { latents, output: Output::Uint8 };
+        let model = ModelTable::known().get("taesd").unwrap().clone();
+        let job = Arc::new(Job::new(model, Scaling { factor: mark, shift: 0.0 }, work));
+        let (progress, cancel) = (watch::Sender::new(Progress::default()), CancellationToken::new());
+        Order::new(Compute { job, progress, cancel, others: Others::None, hops: Hops::default() }).unwrap().0
+    }
+
+    fn mark(order: &Order) -> f32 {
+        order.compute.job.scaling.factor
+    }
+
+    fn next(orders: &Orders) -> Option<f32> {
+        orders.next(Duration::from_mins(1), || {}).as_ref().map(mark)
+    }
+
+    #[test]
+    fn first_come_first_served_and_whoever_leaves_was_never_there() {
+        let metrics = Metrics::new();
+        let queue = Queue::new(3, metrics.clone());
+        let orders = queue.orders();
+        let [a, b, c] = [1.0, 2.0, 3.0].map(|mark| queue.enter(order(1, 8, mark)).unwrap());
+        let refused = queue.enter(order(1, 8, 4.0)).err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Overloaded);
+        assert!(metrics.render().contains(r#"latentgate_backend_queue_depth{backend="local"} 3"#));
+        drop(b);
+        assert_eq!(queue.waiting(), 2);
+        assert_eq!([next(&orders), next(&orders)], [Some(1.0), Some(3.0)]);
+        assert!(metrics.render().contains(r#"latentgate_backend_queue_depth{backend="local"} 0"#));
+        // They were taken already.
+        drop((a, c));
+        drop(queue);
+        assert_eq!(next(&orders), None);
+    }
+
+    #[test]
+    fn those_like_the_first_come_along_as_far_as_there_is_room() {
+        let queue = Queue::new(9, Metrics::new());
+        let orders = queue.orders();
+        let shapes = [(1, 8, 1.0), (1, 16, 2.0), (1, 8, 3.0), (3, 8, 4.0), (1, 8, 5.0), (1, 8, 6.0)];
+        let _places = shapes.map(|(n, side, mark)| queue.enter(order(n, side, mark)).unwrap());
+        let first = orders.next(Duration::ZERO, || {}).unwrap();
+        let marks: Vec<f32> = orders.like(&first, 2).iter().map(mark).collect();
+        assert_eq!(marks, [3.0, 5.0]);
+        assert!(orders.like(&first, 0).is_empty());
+        assert_eq!([next(&orders), next(&orders), next(&orders)], [Some(2.0), Some(4.0), Some(6.0)]);
+    }
+
+    #[test]
+    fn an_idle_end_says_so_once_and_takes_what_comes_then() {
+        let queue = Queue::new(1, Metrics::new());
+        let orders = queue.orders();
+        let entered = queue.orders();
+        let (sender, idle) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let taking = scope.spawn(move || orders.next(Duration::ZERO, || sender.send(()).unwrap()));
+            idle.recv().unwrap();
+            let _place = queue.enter(order(1, 8, 1.0)).unwrap();
+            assert_eq!(taking.join().unwrap().as_ref().map(mark), Some(1.0));
+            assert!(idle.recv().is_err());
+        });
+        drop(entered);
+    }
+
+    #[test]
+    fn with_the_last_end_the_queue_closes_and_those_who_wait_are_told() {
+        let queue = Queue::new(2, Metrics::new());
+        let (one, other) = (queue.orders(), queue.orders());
+        let (waiting, mut answer) = {
+            let order = order(1, 8, 1.0);
+            let (again, answer) = Order::new(order.compute).unwrap();
+            (queue.enter(again).unwrap(), answer)
+        };
+        drop(one);
+        assert!(answer.try_recv().is_err_and(|error| error == tokio::sync::oneshot::error::TryRecvError::Empty));
+        drop(other);
+        assert!(answer.try_recv().is_err_and(|error| error == tokio::sync::oneshot::error::TryRecvError::Closed));
+        drop(waiting);
+        let refused = queue.enter(order(1, 8, 2.0)).err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Unavailable);
+    }
+}
