@@ -50,7 +50,8 @@ pub struct Config {
     pub threads: usize,
     /// Jobs that may wait; more are refused with `OVERLOADED`.
     pub queue: usize,
-    /// Small pictures that are computed in one run, at most, where they wait for one like it; 1: each job has its own.
+    /// Small pictures that are computed in one run, at most, where they wait for one like it; 1: each job has its own. On a
+    /// CPU it saves next to nothing.
     pub batch: usize,
     /// Working memory one run may need; larger jobs are refused with `TOO_LARGE`.
     pub memory: ByteSize,
@@ -96,7 +97,7 @@ impl Default for Config {
             precision: Precision::F32,
             threads: 0,
             queue: 128,
-            batch: 8,
+            batch: 1,
             memory: ByteSize::gib(8),
         }
     }
