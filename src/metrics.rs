@@ -290,6 +290,12 @@ impl Metrics {
         self.counter(name::TRACE_SPANS, vec![Label::from_static_parts("result", fate.label())]).increment(count);
     }
 
+    /// How many times a device stands in the configuration and does not load a model.
+    pub fn engine_failing(&self, device: String, model: &Arc<str>, count: usize) {
+        let labels = vec![Label::new("device", device), Label::new("model", model.clone())];
+        self.gauge(name::ENGINE_FAILING, labels).set(count as f64);
+    }
+
     /// Whether a model's weights are in the engine.
     pub fn engine_model_loaded(&self, model: &Arc<str>, loaded: bool) {
         let labels = vec![Label::new("model", model.clone())];

@@ -1,11 +1,11 @@
-//! The local backend: a handle, a bounded queue, one engine thread a device.
+//! The local backend: a handle, a bounded queue, and for each device a thread that takes from it.
 //!
-//! Async code never sees a tensor operation. The thread owns the models, and the pool of threads on which they run. The
+//! Async code never sees a tensor operation. A device's thread owns the models there, and the pool of threads on which they run. The
 //! queue is first come first served; small pictures that wait for a run like the next one's share it. A running job is
 //! stopped between blocks. The picture is encoded on the blocking pool, while the engine starts on the next job. A panic
 //! in a run is that run's error; the model it happened in is dropped and loads afresh.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use bytesize::ByteSize;
@@ -20,16 +20,20 @@ use crate::{
     job::{Job, Output, Rendition, Work},
     meta::{ContentType, Meta, Provenance},
     metrics::Metrics,
-    model::ModelSpec,
+    model::{ModelId, ModelSpec},
     task,
 };
 
+mod board;
+pub mod devices;
 pub mod engine;
 mod order;
 mod queue;
 pub mod threads;
 mod worker;
 
+use board::Board;
+use devices::Devices;
 use engine::{Device, Precision};
 use order::{Made, Order};
 use queue::Queue;
@@ -42,11 +46,11 @@ const NAME: &str = "local";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// `cpu`, `cuda`, `cuda:N` or `metal`.
-    pub device: Device,
+    /// `cpu`, `cuda`, `cuda:N` or `metal`; or several, each with weights of its own, that take jobs from one queue.
+    pub device: Devices,
     /// `f32`, `f16` or `bf16`: how activations are kept between layers.
     pub precision: Precision,
-    /// Threads that compute on the CPU; 0: as many as there are processors.
+    /// Threads that compute on the CPU, divided among several devices; 0: as many as there are processors.
     pub threads: usize,
     /// Jobs that may wait; more are refused with `OVERLOADED`.
     pub queue: usize,
@@ -61,14 +65,17 @@ pub struct Config {
 pub struct LocalModel {
     /// What it is.
     pub spec: Arc<ModelSpec>,
-    /// Reads its weights, or says why there are none. Called on the engine's thread, on first use.
+    /// Reads its weights, or says why there are none. Called on a device's thread, on first use there.
     pub weights: Result<ReadWeights, String>,
     /// Load it before the first request.
     pub preload: bool,
 }
 
 /// Reads a model's weights.
-pub type ReadWeights = Box<dyn Fn() -> std::io::Result<Weights> + Send>;
+pub type ReadWeights = Box<dyn Fn() -> std::io::Result<Weights> + Send + Sync>;
+
+/// What each of the devices' threads may be asked for.
+type Models = Arc<HashMap<ModelId, LocalModel>>;
 
 /// A checkpoint in memory.
 pub struct Weights {
@@ -78,7 +85,7 @@ pub struct Weights {
     pub tensors: Bytes,
 }
 
-/// The handle. Dropping it ends the engine's thread after the job in hand.
+/// The handle. Dropping it ends the devices' threads after the jobs in hand.
 pub struct Local {
     queue: Queue,
     health: watch::Receiver<Health>,
@@ -93,7 +100,7 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            device: Device::Cpu,
+            device: Devices::new([Device::Cpu]),
             precision: Precision::F32,
             threads: 0,
             queue: 128,
@@ -104,11 +111,9 @@ impl Default for Config {
 }
 
 impl Local {
-    /// Starts the engine's threads, of which one opens the device and loads what is to be preloaded. Returns at once; what
-    /// cannot be loaded shows in the health.
+    /// Starts the threads of each device, of which one opens the device and loads what is to be preloaded. Returns at once;
+    /// what cannot be loaded shows in the health.
     pub fn start(config: &Config, models: Vec<LocalModel>, metrics: Metrics) -> Result<Self, Error> {
-        let queue = Queue::new(config.queue, metrics.clone());
-        let orders = queue.orders();
         let states = models.iter().map(|model| {
             let state = match (&model.weights, model.preload) {
                 (Err(why), _) => ModelState::Unavailable(why.clone()),
@@ -117,11 +122,17 @@ impl Local {
             };
             (model.spec.id.clone(), state)
         });
-        let (health_sender, health) = watch::channel(states.collect());
-        let worker = worker::Worker::new(config.clone(), models, health_sender, metrics.clone());
+        let (board, health) = Board::new(config.device.all(), states.collect(), metrics.clone());
+        let models: Models = Arc::new(models.into_iter().map(|model| (model.spec.id.clone(), model)).collect());
+        let queue = Queue::new(config.queue, metrics.clone());
         let failed = |error| Error::internal("the engine's threads do not start").caused_by(error);
-        let threads = Threads::start(config.threads).map_err(failed)?;
-        task::thread("engine", move || threads.run(move || worker.run(&orders))).map_err(failed)?;
+        for (place, &device) in config.device.all().iter().enumerate() {
+            let (models, board, metrics) = (models.clone(), board.clone(), metrics.clone());
+            let worker = worker::Worker::new((place, device), config.clone(), models, board, metrics);
+            let orders = queue.orders();
+            let threads = Threads::start(config.device.share(config.threads)).map_err(failed)?;
+            task::thread("engine", move || threads.run(move || worker.run(&orders))).map_err(failed)?;
+        }
         Ok(Self { queue, health, metrics })
     }
 

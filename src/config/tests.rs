@@ -94,6 +94,20 @@ fn values_that_would_overflow_clocks_or_counters_are_refused() {
     assert_eq!(found.iter().any(|fault| fault == "engine.device"), !cfg!(feature = "metal"));
 }
 
+#[cfg(feature = "local")]
+#[test]
+fn devices_are_one_or_some() {
+    let list = |n: usize| format!("[engine]\ndevice = {:?}", vec!["cpu"; n]);
+    for text in ["[engine]\ndevice = \"cpu\"".to_owned(), list(1), list(2), list(64)] {
+        assert!(load(&text).is_ok(), "{text}");
+    }
+    for text in [list(0), list(65)] {
+        assert_eq!(faults(&text), ["engine.device"], "{text}");
+    }
+    let error = load("[engine]\ndevice = [\"cpu\", \"gpu\"]").unwrap_err().to_string();
+    assert!(error.contains("is no device") && error.contains("engine.device"), "{error}");
+}
+
 #[test]
 fn a_revision_of_digits_is_text() {
     let config = load("[models.builtin]\nrevision = 20261123").unwrap();

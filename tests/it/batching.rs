@@ -4,6 +4,7 @@ use std::path::Path;
 
 use latentgate::{
     Config,
+    backend::local::{devices::Devices, engine::Device},
     config::ModelConfig,
     proto::{DecodeSpec, Dtype, EncodeSpec, Output, Source, TensorSpec, encode_spec, output},
 };
@@ -128,4 +129,27 @@ async fn those_who_leave_a_shared_run_hurt_nobody_in_it() {
     }
     app.until_idle().await;
     app.until("latentgate_backend_queue_depth", &[], 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_devices_answer_as_one() {
+    let mut config = with_batch(8);
+    config.engine.device = Devices::new([Device::Cpu, Device::Cpu]);
+    config.models.insert("builtin".to_owned(), ModelConfig { preload: true, ..ModelConfig::default() });
+    let (app, alone) = (TestApp::start(config).await, TestApp::start(with_batch(1)).await);
+    while app.admin("/readyz").await.0 != 200 {}
+    let (client, other) = (app.client().await, alone.client().await);
+    let mut asked = JoinSet::new();
+    for (index, request) in mixed(1).into_iter().enumerate() {
+        let client = client.clone();
+        asked.spawn(async move { (index, request.by(client).await) });
+    }
+    let mut got = asked.join_all().await;
+    got.sort_by_key(|(index, _)| *index);
+    for ((_, got), request) in got.into_iter().zip(mixed(1)) {
+        let wanted = request.by(other.clone()).await;
+        assert_eq!(got.accepted.content_key, wanted.accepted.content_key);
+        assert!(got.bytes() == wanted.bytes(), "{:?}", got.header);
+    }
+    app.until_idle().await;
 }

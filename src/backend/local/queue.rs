@@ -27,9 +27,13 @@ pub(super) struct Place<'a> {
     number: u64,
 }
 
+/// Where a job that was taken stood.
+#[derive(Clone, Copy)]
+pub(super) struct Ticket(u64);
+
 struct Shared {
     state: Mutex<State>,
-    /// A job has come, or the queue is closed.
+    /// A job has come, or the queue is closed. All are told: it may not be for the first of them.
     change: Condvar,
     capacity: usize,
     metrics: Metrics,
@@ -76,7 +80,7 @@ impl Queue {
     /// more.
     pub(super) fn enter(&self, order: Order) -> Result<Place<'_>, Error> {
         let mut state = self.0.state.lock();
-        if state.closed {
+        if state.closed || state.takers == 0 {
             return Err(Error::new(ErrorKind::Unavailable, "the engine has stopped"));
         }
         if state.waiting.len() >= self.0.capacity {
@@ -85,10 +89,7 @@ impl Queue {
         }
         let number = state.next;
         state.next += 1;
-        let (queued, span) = (self.0.metrics.backend_queued(NAME), tracing::debug_span!("queue"));
-        state.waiting.insert(number, Waiting { order, _queued: queued, _span: span });
-        drop(state);
-        self.0.change.notify_one();
+        self.0.insert(state, number, order);
         Ok(Place { queue: &self.0, number })
     }
 }
@@ -102,15 +103,36 @@ impl Drop for Queue {
 // === impl Orders ===
 
 impl Orders {
-    /// Waits for a job and takes it; `None` when there will be no more. After `patience` without one, `idle` is done, once.
-    pub(super) fn next(&self, patience: Duration, idle: impl FnOnce()) -> Option<Order> {
-        let mut state = self.0.state.lock();
-        let nothing = |state: &mut State| state.waiting.is_empty() && !state.closed;
-        if self.0.change.wait_while_for(&mut state, nothing, patience).timed_out() {
-            MutexGuard::unlocked(&mut state, idle);
-            self.0.change.wait_while(&mut state, nothing);
+    /// Waits for a job that is not for others and takes it; `None` when there will be no more. What others are for is asked
+    /// anew after each `patience`. After the first without a job `idle` is done, once.
+    pub(super) fn next(
+        &self,
+        patience: Duration,
+        is_others: impl Fn(&Order) -> bool,
+        idle: impl FnOnce(),
+    ) -> Option<(Ticket, Order)> {
+        let (mut state, mut idle) = (self.0.state.lock(), Some(idle));
+        loop {
+            let ours = state.waiting.iter().find(|(_, one)| !is_others(&one.order)).map(|(&number, _)| number);
+            if let Some(one) = ours.and_then(|number| state.waiting.remove_entry(&number)) {
+                return Some((Ticket(one.0), one.1.order));
+            }
+            if state.closed {
+                return None;
+            }
+            let waited = self.0.change.wait_for(&mut state, patience);
+            if let Some(idle) = idle.take_if(|_| waited.timed_out()) {
+                MutexGuard::unlocked(&mut state, idle);
+            }
         }
-        state.waiting.pop_first().map(|(_, first)| first.order)
+    }
+
+    /// Gives a job back for others to take, at the place that it had.
+    pub(super) fn put_back(&self, ticket: Ticket, order: Order) {
+        let state = self.0.state.lock();
+        if !state.closed {
+            self.0.insert(state, ticket.0, order);
+        }
     }
 
     /// Whether nobody waits at this moment.
@@ -157,6 +179,14 @@ impl Drop for Place<'_> {
 // === impl Shared ===
 
 impl Shared {
+    /// Has it wait, and tells those who take.
+    fn insert(&self, mut state: MutexGuard<'_, State>, number: u64, order: Order) {
+        let (queued, span) = (self.metrics.backend_queued(NAME), tracing::debug_span!(parent: &order.span, "queue"));
+        state.waiting.insert(number, Waiting { order, _queued: queued, _span: span });
+        drop(state);
+        self.change.notify_all();
+    }
+
     fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
@@ -200,7 +230,7 @@ mod tests {
     }
 
     fn next(orders: &Orders) -> Option<f32> {
-        orders.next(Duration::from_mins(1), || {}).as_ref().map(mark)
+        orders.next(Duration::from_mins(1), |_| false, || {}).map(|(_, order)| mark(&order))
     }
 
     #[test]
@@ -228,7 +258,7 @@ mod tests {
         let orders = queue.orders();
         let shapes = [(1, 8, 1.0), (1, 16, 2.0), (1, 8, 3.0), (3, 8, 4.0), (1, 8, 5.0), (1, 8, 6.0)];
         let _places = shapes.map(|(n, side, mark)| queue.enter(order(n, side, mark)).unwrap());
-        let first = orders.next(Duration::ZERO, || {}).unwrap();
+        let (_, first) = orders.next(Duration::ZERO, |_| false, || {}).unwrap();
         let marks: Vec<f32> = orders.like(&first, 2).iter().map(mark).collect();
         assert_eq!(marks, [3.0, 5.0]);
         assert!(orders.like(&first, 0).is_empty());
@@ -242,13 +272,38 @@ mod tests {
         let entered = queue.orders();
         let (sender, idle) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
-            let taking = scope.spawn(move || orders.next(Duration::ZERO, || sender.send(()).unwrap()));
+            let taking = scope.spawn(move || orders.next(Duration::ZERO, |_| false, || sender.send(()).unwrap()));
             idle.recv().unwrap();
             let _place = queue.enter(order(1, 8, 1.0)).unwrap();
-            assert_eq!(taking.join().unwrap().as_ref().map(mark), Some(1.0));
+            assert_eq!(taking.join().unwrap().map(|(_, order)| mark(&order)), Some(1.0));
             assert!(idle.recv().is_err());
         });
         drop(entered);
+    }
+
+    #[test]
+    fn what_is_for_others_is_left_to_them_and_given_back_in_its_place() {
+        let queue = Queue::new(3, Metrics::new());
+        let (one, other) = (queue.orders(), queue.orders());
+        let [_a, _b, c] = [1.0, 2.0, 3.0].map(|mark| queue.enter(order(1, 8, mark)).unwrap());
+        let (ticket, first) = one.next(Duration::ZERO, |_| false, || {}).unwrap();
+        assert_eq!((mark(&first), queue.waiting()), (1.0, 2));
+        one.put_back(ticket, first);
+        let (_, second) = one.next(Duration::ZERO, |order| mark(order) < 1.5, || {}).unwrap();
+        assert_eq!((mark(&second), next(&other), queue.waiting()), (2.0, Some(1.0), 1));
+        // A taker that nothing is for waits until something is.
+        let (taken, left) = std::thread::scope(|scope| {
+            let (sender, idle) = std::sync::mpsc::channel();
+            let taking = scope.spawn(|| {
+                let idle = move || sender.send(()).unwrap();
+                one.next(Duration::ZERO, |order| mark(order) < 3.5, idle).map(|(_, order)| mark(&order))
+            });
+            idle.recv().unwrap();
+            drop(c);
+            let _place = queue.enter(order(1, 8, 4.0)).unwrap();
+            (taking.join().unwrap(), queue.waiting())
+        });
+        assert_eq!((taken, left), (Some(4.0), 0));
     }
 
     #[test]

@@ -29,6 +29,12 @@ const HELD: &str = "taesd";
 
 impl Rig {
     async fn start(config: Config) -> Self {
+        let rig = Self::new(config);
+        rig.until("builtin", &ModelState::Ready).await;
+        rig
+    }
+
+    fn new(config: Config) -> Self {
         let table = ModelTable::known();
         let (hold, held) = mpsc::channel();
         let held = parking_lot::Mutex::new(held);
@@ -43,9 +49,7 @@ impl Rig {
         let models = vec![model("builtin", Box::new(builtin), true), model(HELD, never, false)];
         let metrics = Metrics::new();
         let local = Arc::new(Local::start(&Config { threads: 2, ..config }, models, metrics.clone()).unwrap());
-        let rig = Self { local, metrics, table, hold };
-        rig.until("builtin", &ModelState::Ready).await;
-        rig
+        Self { local, metrics, table, hold }
     }
 
     async fn until(&self, model: &str, state: &ModelState) {
@@ -64,6 +68,7 @@ impl Rig {
         self.job("builtin", 1.0, Work::Decode { latents, output })
     }
 
+    #[expect(clippy::disallowed_methods, reason = "a test owns what it spawned by its handle")]
     fn ask(&self, compute: Compute) -> JoinHandle<Result<Tensor, Error>> {
         let local = self.local.clone();
         tokio::spawn(async move { local.compute(compute).await.map(|made| made.tensor) })
@@ -207,4 +212,46 @@ async fn what_is_wrong_with_one_is_no_others_fault() {
     assert!(answers[0].is_ok() && answers[2].is_ok());
     assert_eq!(answers[1].as_ref().unwrap_err().kind(), ErrorKind::Internal);
     assert_eq!(rig.counted(), (4.0, 5.0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_one_device_is_busy_another_takes_what_comes() {
+    let device = Devices::new([Device::Cpu, Device::Cpu]);
+    let rig = Rig::start(Config { device, ..Config::default() }).await;
+    let latents = noise(&[1, 4, 8, 8], 1);
+    let held = rig.ask(rig.job(HELD, 1.0, Work::Decode { latents: latents.clone(), output: Output::Uint8 }));
+    rig.until(HELD, &ModelState::Loading).await;
+    let answers = join_all((0..5).map(|_| rig.ask(rig.decode(latents.clone(), Output::Uint8)))).await;
+    let answers = well(answers.into_iter().map(Result::unwrap).collect());
+    assert!(answers.iter().all(|answer| *answer == answers[0]));
+    assert!(!held.is_finished());
+    // Each of the two is told that there are no weights before the one who waits is.
+    rig.hold.send(()).unwrap();
+    rig.hold.send(()).unwrap();
+    assert_eq!(held.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_does_not_open_leaves_its_work_to_the_others() {
+    // Beyond what any machine has.
+    let (none, metric) = (Device::Cuda(4096), r#"latentgate_engine_failing{device="cuda:4096",model="builtin"} 1"#);
+    let rig = Rig::start(Config { device: Devices::new([none, Device::Cpu]), ..Config::default() }).await;
+    let jobs = || (1..=9).map(|seed| rig.decode(noise(&[1, 4, 8, 8], seed), Output::Uint8));
+    well(join_all(jobs().map(|job| rig.ask(job))).await.into_iter().map(Result::unwrap).collect());
+    assert!(rig.metrics.render().contains(metric));
+    let id = ModelId::try_new("builtin").unwrap();
+    assert_eq!(rig.local.health().borrow().get(&id), Some(&ModelState::Ready));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_no_device_opens_every_job_is_told() {
+    let device = Devices::new([Device::Cuda(4096), Device::Cuda(4097)]);
+    let rig = Rig::new(Config { device, ..Config::default() });
+    let jobs = (1..=3).map(|seed| rig.ask(rig.decode(noise(&[1, 4, 8, 8], seed), Output::Uint8)));
+    for answer in join_all(jobs).await {
+        let error = answer.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+    }
+    let id = ModelId::try_new("builtin").unwrap();
+    assert!(matches!(rig.local.health().borrow().get(&id), Some(ModelState::Failed { .. })));
 }

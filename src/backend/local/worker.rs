@@ -1,4 +1,4 @@
-//! The engine's thread: owns the models, takes jobs from the queue, and with a job of small pictures those that wait for a
+//! A device's thread: owns the models, takes jobs from the queue, and with a job of small pictures those that wait for a
 //! run like it.
 //!
 //! Nobody waits for company: what is not in the queue when a job is taken is not in its run. What a job may wait longer
@@ -10,16 +10,17 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 use super::{
-    Config, LocalModel, NAME, ReadWeights,
-    engine::{Arena, Autoencoder, Cancelled, Checkpoint, EngineError, Latents, Observer, Pictures},
+    Config, Models, NAME, ReadWeights,
+    board::Board,
+    engine::{Arena, Autoencoder, Cancelled, Checkpoint, Device, EngineError, Latents, Observer, Pictures},
     order::{Made, Order},
     queue::Orders,
 };
 use crate::{
-    backend::{Health, ModelState},
+    backend::ModelState,
     error::{Error, ErrorKind, chain},
     float,
     job::{Output, Work},
@@ -35,18 +36,21 @@ const RELOAD_AFTER: Duration = Duration::from_secs(5);
 /// Without work for so long, the engine gives back the memory it keeps for the next run.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// Pixels of a run's pictures up to which others may join it: eight of 128 x 128. On the CPU, larger ones gain nothing in
+/// Pixels of a run's pictures up to which others may join it: eight of 128 x 128. On the CPU, larger ones gain little in
 /// company, and what one of them may have to wait longer for it is less than the time of so many pixels.
 pub(super) const BATCH_PIXELS: usize = 1 << 17;
 
 /// Everything the thread owns.
 pub(super) struct Worker {
+    device: Device,
+    /// Which of the devices it is.
+    place: usize,
     config: Config,
-    models: HashMap<ModelId, LocalModel>,
+    models: Models,
     loaded: HashMap<ModelId, Autoencoder>,
     /// One for all models: their runs follow each other.
     arena: Arena,
-    health: watch::Sender<Health>,
+    board: Board,
     metrics: Metrics,
 }
 
@@ -76,13 +80,13 @@ impl Observer for Watch<'_> {
 
 impl Worker {
     pub(super) fn new(
+        (place, device): (usize, Device),
         config: Config,
-        models: Vec<LocalModel>,
-        health: watch::Sender<Health>,
+        models: Models,
+        board: Board,
         metrics: Metrics,
     ) -> Self {
-        let models = models.into_iter().map(|model| (model.spec.id.clone(), model)).collect();
-        Self { config, models, loaded: HashMap::new(), arena: Arena::default(), health, metrics }
+        Self { device, place, config, models, loaded: HashMap::new(), arena: Arena::default(), board, metrics }
     }
 
     /// Until the handle is dropped.
@@ -91,16 +95,34 @@ impl Worker {
         for id in preload {
             self.preload(&id);
         }
-        while let Some(first) = orders.next(IDLE, || self.arena.release()) {
-            let company = self.company(&first, orders);
-            let taken = std::iter::once(first).chain(company).map(|order| {
-                let queued = order.queued_at.elapsed();
+        let next = |worker: &Self| {
+            let is_others = |order: &Order| worker.board.is_others(worker.place, order.model());
+            orders.next(IDLE, is_others, || worker.arena.release())
+        };
+        while let Some((ticket, first)) = next(&self) {
+            let queued = first.queued_at.elapsed();
+            if first.is_forsaken() {
                 self.metrics.backend_queue_wait(NAME, queued);
-                (order, queued)
-            });
-            let (batch, queued): (Vec<_>, Vec<_>) = taken.filter(|(order, _)| !order.is_forsaken()).unzip();
-            self.serve(batch, &queued);
+                continue;
+            }
+            match self.load(first.model()) {
+                Err(_) if self.board.is_others(self.place, first.model()) => orders.put_back(ticket, first),
+                Err(error) => {
+                    self.metrics.backend_queue_wait(NAME, queued);
+                    drop(first.made.send(Err(error)));
+                }
+                Ok(()) => self.serve_first(first, queued, orders),
+            }
         }
+    }
+
+    /// Runs a job whose model is there, and those that may share its run.
+    fn serve_first(&mut self, first: Order, queued: Duration, orders: &Orders) {
+        let company = self.company(&first, orders).into_iter().map(|order| (order.queued_at.elapsed(), order));
+        let taken = std::iter::once((queued, first)).chain(company);
+        let waited = taken.inspect(|(queued, _)| self.metrics.backend_queue_wait(NAME, *queued));
+        let (queued, batch): (Vec<_>, Vec<_>) = waited.filter(|(_, order)| !order.is_forsaken()).unzip();
+        self.serve(batch, &queued);
     }
 
     /// Those who wait for a run like that of `first` and may join it: as far as its model is there, the configuration, the
@@ -183,21 +205,23 @@ impl Worker {
         let unavailable = |why: String| Error::new(ErrorKind::Unavailable, format!("model {id}: {why}"));
         let model = self.models.get(id).ok_or_else(|| unavailable("not a model of the local engine".to_owned()))?;
         let read = model.weights.as_ref().map_err(|why| unavailable(why.clone()))?;
-        self.tell(id, ModelState::Loading);
+        self.board.tell(self.place, id, ModelState::Loading);
         let began = Instant::now();
-        let loaded = catch_unwind(AssertUnwindSafe(|| open(read, &self.config)));
+        let loaded = catch_unwind(AssertUnwindSafe(|| open(read, self.device, &self.config)));
         match loaded.unwrap_or_else(|_panic| Err("loading its weights panicked".to_owned())) {
             Ok(autoencoder) => {
-                tracing::info!(model = %id, took = ?began.elapsed(), device = %self.config.device, "model loaded");
-                self.metrics.engine_model_loaded(id.shared(), true);
+                tracing::info!(model = %id, took = ?began.elapsed(), device = %self.device, "model loaded");
                 let autoencoder = autoencoder.with_arena(self.arena.clone()).with_memory(self.config.memory.as_u64());
                 self.loaded.insert(id.clone(), autoencoder);
-                self.tell(id, ModelState::Ready);
+                self.board.tell(self.place, id, ModelState::Ready);
                 Ok(())
             }
             Err(why) => {
                 let again = Instant::now() + RELOAD_AFTER;
-                self.tell(id, ModelState::Failed { why: why.clone(), again });
+                self.board.tell(self.place, id, ModelState::Failed { why: why.clone(), again });
+                if self.board.is_others(self.place, id) {
+                    tracing::warn!(model = %id, device = %self.device, %why, "a model is left to other devices");
+                }
                 Err(unavailable(why))
             }
         }
@@ -209,38 +233,27 @@ impl Worker {
             return;
         }
         if let Err(error) = self.load(id) {
-            tracing::error!(model = %id, %error, "a model that should be preloaded cannot be loaded");
+            tracing::error!(model = %id, device = %self.device, %error, "a model that should be preloaded cannot be loaded");
         }
     }
 
     fn unload(&mut self, id: &ModelId) {
         self.loaded.remove(id);
-        self.metrics.engine_model_loaded(id.shared(), false);
-        self.tell(id, ModelState::Idle);
-    }
-
-    fn tell(&self, id: &ModelId, state: ModelState) {
-        self.health.send_modify(|health| {
-            health.insert(id.clone(), state);
-        });
+        self.board.tell(self.place, id, ModelState::Idle);
     }
 }
 
 impl Drop for Worker {
     /// However the thread ends, nobody is to wait for it.
     fn drop(&mut self) {
-        self.health.send_modify(|health| {
-            for state in health.values_mut() {
-                *state = ModelState::Unavailable("the engine has stopped".to_owned());
-            }
-        });
+        self.board.leave(self.place, "the engine has stopped");
     }
 }
 
-fn open(read: &ReadWeights, config: &Config) -> Result<Autoencoder, String> {
+fn open(read: &ReadWeights, device: Device, config: &Config) -> Result<Autoencoder, String> {
     let weights = read().map_err(|error| chain(&error))?;
     let checkpoint = Checkpoint { config: &weights.config, weights: &weights.tensors };
-    Autoencoder::load(&checkpoint, &config.device, config.precision).map_err(|error| chain(&error))
+    Autoencoder::load(&checkpoint, &device, config.precision).map_err(|error| chain(&error))
 }
 
 fn compute_span(order: &Order, jobs: usize) -> tracing::Span {
@@ -302,6 +315,7 @@ fn run(autoencoder: &Autoencoder, batch: &[Order], watch: &mut Watch<'_>) -> Res
 mod tests {
     use std::sync::Arc;
 
+    use tokio::sync::watch;
     use tokio_util::sync::CancellationToken;
 
     use super::*;

@@ -177,7 +177,7 @@ impl Engine {
         let report = Report {
             model: &self.model,
             task: self.task.into(),
-            device: config.device,
+            device: config.device.first(),
             facts: &facts,
             loaded,
             machine: Machine::read(threads),
@@ -218,7 +218,7 @@ fn find(spec: &ModelSpec, config: &Config, task: Task) -> anyhow::Result<Found> 
 fn load(found: &Found, config: &EngineConfig) -> anyhow::Result<Autoencoder> {
     let weights = found.read()?;
     let checkpoint = Checkpoint { config: &found.config, weights: &weights };
-    let model = Autoencoder::load(&checkpoint, &config.device, config.precision)?;
+    let model = Autoencoder::load(&checkpoint, &config.device.first(), config.precision)?;
     Ok(model.with_memory(config.memory.as_u64()))
 }
 
