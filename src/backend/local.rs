@@ -1,9 +1,9 @@
 //! The local backend: a handle, a bounded queue, and for each device a thread that takes from it.
 //!
-//! Async code never sees a tensor operation. A device's thread owns the models there, and the pool of threads on which they run. The
-//! queue is first come first served; small pictures that wait for a run like the next one's share it. A running job is
-//! stopped between blocks. The picture is encoded on the blocking pool, while the engine starts on the next job. A panic
-//! in a run is that run's error; the model it happened in is dropped and loads afresh.
+//! Async code never sees a tensor operation. A device's thread owns the models there, and the pool of threads on which they
+//! run. The queue is first come first served; small pictures that wait for a run like the next one's may share it. A
+//! running job is stopped between blocks. The picture is encoded on the blocking pool, while the engine starts on the next
+//! job. A panic in a run is that run's error; the model it happened in is dropped and loads afresh.
 
 use std::{collections::HashMap, sync::Arc};
 

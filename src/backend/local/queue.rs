@@ -45,6 +45,8 @@ struct State {
     waiting: BTreeMap<u64, Waiting>,
     next: u64,
     takers: usize,
+    /// Of the takers: those who wait for a job, and so are about to take the next one.
+    idle: usize,
     closed: bool,
 }
 
@@ -71,9 +73,10 @@ impl Queue {
         Orders(self.0.clone())
     }
 
-    /// How many wait.
+    /// How many wait for somebody who is busy.
     pub(super) fn waiting(&self) -> usize {
-        self.0.state.lock().waiting.len()
+        let state = self.0.state.lock();
+        state.waiting.len().saturating_sub(state.idle)
     }
 
     /// Joins the queue, or refuses at once: with `Overloaded` if it is full, with `Unavailable` if nobody takes from it any
@@ -83,7 +86,7 @@ impl Queue {
         if state.closed || state.takers == 0 {
             return Err(Error::new(ErrorKind::Unavailable, "the engine has stopped"));
         }
-        if state.waiting.len() >= self.0.capacity {
+        if state.waiting.len() >= self.0.capacity + state.idle {
             let message = format!("the queue of {NAME} is full: {} jobs (engine.queue)", self.0.capacity);
             return Err(Error::new(ErrorKind::Overloaded, message));
         }
@@ -120,7 +123,9 @@ impl Orders {
             if state.closed {
                 return None;
             }
+            state.idle += 1;
             let waited = self.0.change.wait_for(&mut state, patience);
+            state.idle -= 1;
             if let Some(idle) = idle.take_if(|_| waited.timed_out()) {
                 MutexGuard::unlocked(&mut state, idle);
             }
@@ -250,6 +255,22 @@ mod tests {
         drop((a, c));
         drop(queue);
         assert_eq!(next(&orders), None);
+    }
+
+    #[test]
+    fn what_an_idle_end_is_about_to_take_fills_no_place() {
+        let queue = Queue::new(1, Metrics::new());
+        let _orders = queue.orders();
+        queue.0.state.lock().idle = 1;
+        let _first = queue.enter(order(1, 8, 1.0)).unwrap();
+        assert_eq!(queue.waiting(), 0);
+        let _second = queue.enter(order(1, 8, 2.0)).unwrap();
+        assert_eq!(queue.waiting(), 1);
+        assert!(queue.enter(order(1, 8, 3.0)).is_err());
+        // It has taken none, and is busy.
+        queue.0.state.lock().idle = 0;
+        assert_eq!(queue.waiting(), 2);
+        assert!(queue.enter(order(1, 8, 3.0)).is_err());
     }
 
     #[test]
