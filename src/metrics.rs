@@ -278,15 +278,22 @@ impl Metrics {
         self.counter(name::UPSTREAM_RETRIES, labels)
     }
 
-    /// The engine computed, start to end, without queue and rendering.
-    pub fn engine_run(&self, model: &Arc<str>, task: &'static str, took: Duration) {
+    /// The engine computed the answers of so many jobs in one run, start to end, without queue and rendering.
+    pub fn engine_run(&self, model: &Arc<str>, task: &'static str, jobs: usize, took: Duration) {
         let labels = vec![Label::new("model", model.clone()), Label::from_static_parts("task", task)];
-        self.histogram(name::ENGINE_RUN, labels).record(took);
+        self.histogram(name::ENGINE_RUN, labels.clone()).record(took);
+        self.counter(name::ENGINE_JOBS, labels).increment(jobs as u64);
     }
 
     /// What became of so many spans.
     pub fn trace_spans(&self, fate: SpanFate, count: u64) {
         self.counter(name::TRACE_SPANS, vec![Label::from_static_parts("result", fate.label())]).increment(count);
+    }
+
+    /// How many times a device stands in the configuration and does not load a model.
+    pub fn engine_failing(&self, device: String, model: &Arc<str>, count: usize) {
+        let labels = vec![Label::new("device", device), Label::new("model", model.clone())];
+        self.gauge(name::ENGINE_FAILING, labels).set(count as f64);
     }
 
     /// Whether a model's weights are in the engine.

@@ -1,66 +1,62 @@
-//! The local backend: a handle, a bounded queue, one engine thread a device.
+//! The local backend: a handle, a bounded queue, and for each device a thread that takes from it.
 //!
-//! Async code never sees a tensor operation. The thread owns the models, and the pool of threads on which they run. The queue is a bounded line of futures waiting
-//! for their turn, first come first served: a job that nobody waits for any more leaves the line, and gives back its
-//! memory, the moment its future is dropped. A full line refuses at once. A running job is stopped between blocks. The
-//! picture is encoded on the blocking pool, while the engine starts on the next job. A panic in a run is that run's
-//! error; the model it happened in is dropped and loads afresh.
+//! Async code never sees a tensor operation. A device's thread owns the models there, and the pool of threads on which they
+//! run. The queue is first come first served; small pictures that wait for a run like the next one's may share it. A
+//! running job is stopped between blocks. The picture is encoded on the blocking pool, while the engine starts on the next
+//! job. A panic in a run is that run's error; the model it happened in is dropped and loads afresh.
 
-use std::{
-    sync::{Arc, mpsc},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
-use tokio::{
-    sync::{oneshot, watch},
-    time::Instant,
-};
-use tracing::{Instrument as _, Span};
+use tokio::{sync::watch, time::Instant};
+use tracing::Instrument as _;
 
-use super::{
-    Backend, BoxFuture, Compute, Health, ModelState,
-    count::Count,
-    line::{Line, Turn},
-};
+use super::{Backend, BoxFuture, Compute, Health, ModelState, count::Count};
 use crate::{
     body::BodyWriter,
     error::{Error, ErrorKind},
     job::{Job, Output, Rendition, Work},
     meta::{ContentType, Meta, Provenance},
     metrics::Metrics,
-    model::ModelSpec,
+    model::{ModelId, ModelSpec},
     task,
-    tensor::Tensor,
 };
 
+mod board;
+pub mod devices;
 pub mod engine;
+mod order;
+mod queue;
 pub mod threads;
 mod worker;
 
+use board::Board;
+use devices::Devices;
 use engine::{Device, Precision};
+use order::{Made, Order};
+use queue::Queue;
 use threads::Threads;
 
 /// Backend name and metric label.
 const NAME: &str = "local";
 
-/// Jobs handed to the thread at a time: one in hand, and one ready, so that the engine never waits for a wake-up.
-const TURNS: usize = 2;
-
 /// Settings of the local engine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// `cpu`, `cuda`, `cuda:N` or `metal`.
-    pub device: Device,
+    /// `cpu`, `cuda`, `cuda:N` or `metal`; or several, each with weights of its own, that take jobs from one queue.
+    pub device: Devices,
     /// `f32`, `f16` or `bf16`: how activations are kept between layers.
     pub precision: Precision,
-    /// Threads that compute on the CPU; 0: as many as there are processors.
+    /// Threads that compute on the CPU, divided among several devices; 0: as many as there are processors.
     pub threads: usize,
     /// Jobs that may wait; more are refused with `OVERLOADED`.
     pub queue: usize,
+    /// Small pictures that are computed in one run, at most, where they wait for one like it; 1: each job has its own. On a
+    /// CPU it saves next to nothing.
+    pub batch: usize,
     /// Working memory one run may need; larger jobs are refused with `TOO_LARGE`.
     pub memory: ByteSize,
 }
@@ -69,14 +65,17 @@ pub struct Config {
 pub struct LocalModel {
     /// What it is.
     pub spec: Arc<ModelSpec>,
-    /// Reads its weights, or says why there are none. Called on the engine's thread, on first use.
+    /// Reads its weights, or says why there are none. Called on a device's thread, on first use there.
     pub weights: Result<ReadWeights, String>,
     /// Load it before the first request.
     pub preload: bool,
 }
 
 /// Reads a model's weights.
-pub type ReadWeights = Box<dyn Fn() -> std::io::Result<Weights> + Send>;
+pub type ReadWeights = Box<dyn Fn() -> std::io::Result<Weights> + Send + Sync>;
+
+/// What each of the devices' threads may be asked for.
+type Models = Arc<HashMap<ModelId, LocalModel>>;
 
 /// A checkpoint in memory.
 pub struct Weights {
@@ -86,41 +85,35 @@ pub struct Weights {
     pub tensors: Bytes,
 }
 
-/// The handle. Dropping it ends the engine's thread after the job in hand.
+/// The handle. Dropping it ends the devices' threads after the jobs in hand.
 pub struct Local {
-    line: Line,
-    orders: mpsc::SyncSender<Order>,
+    queue: Queue,
     health: watch::Receiver<Health>,
     metrics: Metrics,
 }
 
-/// One job handed to the thread.
-struct Order {
-    compute: Compute,
-    span: Span,
-    queued_at: Instant,
-    made: oneshot::Sender<Result<Made, Error>>,
-    _turn: Turn,
-}
-
-/// What the engine made of a job.
-struct Made {
-    tensor: Tensor,
-    queued: Duration,
-    computed: Duration,
+impl Config {
+    /// The most pictures of one run that can be asked for.
+    pub const MAX_BATCH: usize = 64;
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { device: Device::Cpu, precision: Precision::F32, threads: 0, queue: 128, memory: ByteSize::gib(8) }
+        Self {
+            device: Devices::new([Device::Cpu]),
+            precision: Precision::F32,
+            threads: 0,
+            queue: 128,
+            batch: 1,
+            memory: ByteSize::gib(8),
+        }
     }
 }
 
 impl Local {
-    /// Starts the engine's threads, of which one opens the device and loads what is to be preloaded. Returns at once; what
-    /// cannot be loaded shows in the health.
+    /// Starts the threads of each device, of which one opens the device and loads what is to be preloaded. Returns at once;
+    /// what cannot be loaded shows in the health.
     pub fn start(config: &Config, models: Vec<LocalModel>, metrics: Metrics) -> Result<Self, Error> {
-        let (sender, orders) = mpsc::sync_channel(TURNS);
         let states = models.iter().map(|model| {
             let state = match (&model.weights, model.preload) {
                 (Err(why), _) => ModelState::Unavailable(why.clone()),
@@ -129,30 +122,29 @@ impl Local {
             };
             (model.spec.id.clone(), state)
         });
-        let (health_sender, health) = watch::channel(states.collect());
-        let worker = worker::Worker::new(config.clone(), models, health_sender, metrics.clone());
+        let (board, health) = Board::new(config.device.all(), states.collect(), metrics.clone());
+        let models: Models = Arc::new(models.into_iter().map(|model| (model.spec.id.clone(), model)).collect());
+        let queue = Queue::new(config.queue, metrics.clone());
         let failed = |error| Error::internal("the engine's threads do not start").caused_by(error);
-        let threads = Threads::start(config.threads).map_err(failed)?;
-        task::thread("engine", move || threads.run(move || worker.run(&orders))).map_err(failed)?;
-        metrics.backend_queue_capacity(NAME, config.queue);
-        let line = Line::new(NAME, "engine.queue", TURNS, config.queue, metrics.clone());
-        Ok(Self { line, orders: sender, health, metrics })
+        for (place, &device) in config.device.all().iter().enumerate() {
+            let (models, board, metrics) = (models.clone(), board.clone(), metrics.clone());
+            let worker = worker::Worker::new((place, device), config.clone(), models, board, metrics);
+            let orders = queue.orders();
+            let threads = Threads::start(config.device.share(config.threads)).map_err(failed)?;
+            task::thread("engine", move || threads.run(move || worker.run(&orders))).map_err(failed)?;
+        }
+        Ok(Self { queue, health, metrics })
     }
 
-    /// Waits for a turn and then for the tensor. Cancel-safe: dropped in the line, the job was never there; dropped
-    /// afterwards, the run stops at its next block.
+    /// Waits for the tensor. Cancel-safe: dropped in the queue, the job was never there; dropped afterwards, the run stops at
+    /// its next block, unless it is others' too.
     async fn compute(&self, mut compute: Compute) -> Result<Made, Error> {
         // Whoever drops this future, the flight's deadline say, stops the run too.
         compute.cancel = compute.cancel.child_token();
         let _stop_with_me = compute.cancel.clone().drop_guard();
-        let queued_at = Instant::now();
-        let turn = self.line.turn().instrument(tracing::debug_span!("queue")).await?;
-        let stopped = || Error::new(ErrorKind::Unavailable, "the engine has stopped");
-        let (made, answer) = oneshot::channel();
-        let order = Order { compute, span: Span::current(), queued_at, made, _turn: turn };
-        // A turn is a place in the channel, so it is never full.
-        self.orders.try_send(order).map_err(|_| stopped())?;
-        answer.await.unwrap_or_else(|_| Err(stopped()))
+        let (order, answer) = Order::new(compute)?;
+        let _place = self.queue.enter(order)?;
+        answer.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Unavailable, "the engine has stopped")))
     }
 
     async fn answer(&self, compute: Compute, writer: &mut BodyWriter) -> Result<(), Error> {
@@ -185,7 +177,7 @@ impl Backend for Local {
     }
 
     fn waiting(&self, _: &Job) -> usize {
-        self.line.waiting()
+        self.queue.waiting()
     }
 
     fn run<'a>(&'a self, compute: Compute, writer: &'a mut BodyWriter) -> BoxFuture<'a, Result<(), Error>> {
@@ -212,3 +204,6 @@ fn finish(job: &Job, made: &Made) -> Result<(Meta, Bytes), Error> {
     let (content_type, length) = (ContentType::from(output), bytes.len() as u64);
     Ok((Meta { content_type, dtype, shape, length, provenance }, bytes))
 }
+
+#[cfg(test)]
+mod tests;

@@ -76,7 +76,7 @@ fn all_faults_come_at_once() {
 fn values_that_would_overflow_clocks_or_counters_are_refused() {
     let text = "[listen]\nmax_connections = 9223372036854775807\n[cache.memory]\ntime_to_live = \"2000years\"\n\
                 [flight]\ntime = \"18446744073709551615s\"\n[limits]\nrequest_time = \"2days\"\n[log]\nfilter = \"a=b=c\"\n\
-                [engine]\nthreads = 9999\nmemory = \"0B\"\ndevice = \"metal\"\n";
+                [engine]\nthreads = 9999\nbatch = 0\nmemory = \"0B\"\ndevice = \"metal\"\n";
     let found = faults(text);
     let keys = [
         "listen.max_connections",
@@ -85,12 +85,27 @@ fn values_that_would_overflow_clocks_or_counters_are_refused() {
         "limits.request_time",
         "log.filter",
         "engine.threads",
+        "engine.batch",
         "engine.memory",
     ];
     for key in keys {
         assert!(found.iter().any(|fault| fault == key), "{key} is not in {found:?}");
     }
     assert_eq!(found.iter().any(|fault| fault == "engine.device"), !cfg!(feature = "metal"));
+}
+
+#[cfg(feature = "local")]
+#[test]
+fn devices_are_one_or_some() {
+    let list = |n: usize| format!("[engine]\ndevice = {:?}", vec!["cpu"; n]);
+    for text in ["[engine]\ndevice = \"cpu\"".to_owned(), list(1), list(2), list(64)] {
+        assert!(load(&text).is_ok(), "{text}");
+    }
+    for text in [list(0), list(65)] {
+        assert_eq!(faults(&text), ["engine.device"], "{text}");
+    }
+    let error = load("[engine]\ndevice = [\"cpu\", \"gpu\"]").unwrap_err().to_string();
+    assert!(error.contains("is no device") && error.contains("engine.device"), "{error}");
 }
 
 #[test]

@@ -140,7 +140,7 @@ impl Config {
 
     #[cfg(feature = "local")]
     fn check_engine(&self, faults: &mut Vec<Fault>) {
-        use crate::backend::local::{engine::Device, threads::Threads};
+        use crate::backend::local::{Config, devices::Devices, engine::Device, threads::Threads};
         let engine = &self.engine;
         let mut check = |holds: bool, key: &str, value: String, remedy: &str| {
             if !holds {
@@ -159,6 +159,12 @@ impl Config {
             engine.queue.to_string(),
             "must be between 1 and 1000000",
         );
+        check(
+            (1..=Config::MAX_BATCH).contains(&engine.batch),
+            "engine.batch",
+            engine.batch.to_string(),
+            "must be between 1 and 64; 1 gives every job a run of its own",
+        );
         let memory = engine.memory;
         check(
             memory.as_u64() >= 64 << 20,
@@ -166,12 +172,22 @@ impl Config {
             memory.to_string(),
             "must be at least 64MiB, or nothing can run",
         );
-        let is_built_in = match engine.device {
+        let devices = engine.device.all();
+        let remedy = "name one device at least and 64 at most: a name such as \"cpu\", or a list of names";
+        check(
+            (1..=Devices::MAX).contains(&devices.len()),
+            "engine.device",
+            format!("{} devices", devices.len()),
+            remedy,
+        );
+        let is_built_in = |device: &Device| match device {
             Device::Cpu => true,
             Device::Cuda(_) => cfg!(feature = "cuda"),
             Device::Metal => cfg!(feature = "metal"),
         };
         let remedy = "this binary was built without it: build with the cargo feature of that name, or say cpu";
-        check(is_built_in, "engine.device", engine.device.to_string(), remedy);
+        if let Some(device) = devices.iter().find(|device| !is_built_in(device)) {
+            check(false, "engine.device", device.to_string(), remedy);
+        }
     }
 }

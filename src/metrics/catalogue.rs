@@ -76,6 +76,8 @@ pub(super) mod name {
     pub(in crate::metrics) const UPSTREAM_RETRIES: &str = "latentgate_upstream_retries_total";
     pub(in crate::metrics) const FAILOVERS: &str = "latentgate_failovers_total";
     pub(in crate::metrics) const ENGINE_RUN: &str = "latentgate_engine_run_seconds";
+    pub(in crate::metrics) const ENGINE_JOBS: &str = "latentgate_engine_jobs_total";
+    pub(in crate::metrics) const ENGINE_FAILING: &str = "latentgate_engine_failing";
     pub(in crate::metrics) const ENGINE_MODEL_LOADED: &str = "latentgate_engine_model_loaded";
     pub(in crate::metrics) const TRACE_SPANS: &str = "latentgate_trace_spans_total";
 }
@@ -146,6 +148,8 @@ pub const CATALOGUE: &[Declared] = &[
         "Jobs that went from this backend to the next, for its queue or an error",
     ),
     seconds(name::ENGINE_RUN, &["model", "task"], "Computing alone, without queue and rendering"),
-    gauge(name::ENGINE_MODEL_LOADED, &["model"], "1 while a model's weights are in the engine"),
+    counter(name::ENGINE_JOBS, &["model", "task"], "Jobs the engine answered; those of one run share it"),
+    gauge(name::ENGINE_MODEL_LOADED, &["model"], "1 while a model's weights are in the engine, on one device at least"),
+    gauge(name::ENGINE_FAILING, &["device", "model"], "Not 0 while a device does not load a model"),
     counter(name::TRACE_SPANS, &["result"], "Spans for the collector, by what became of them"),
 ];

@@ -84,7 +84,7 @@ async fn the_engines_queue_is_bounded() {
     config.engine.queue = 1;
     let app = TestApp::start(config).await;
     let client = app.client().await;
-    // Large enough to keep the engine busy: one runs, one is ready, one waits; the rest is refused.
+    // Large enough to keep the engine busy: one runs, one waits; the rest is refused.
     let mut asked = JoinSet::new();
     for seed in 0..12 {
         let client = client.clone();
@@ -100,7 +100,7 @@ async fn the_engines_queue_is_bounded() {
             }
         }
     }
-    assert!(answered >= 3 && shed >= 1, "{answered} answered, {shed} shed");
+    assert!(answered >= 2 && shed >= 1, "{answered} answered, {shed} shed");
     app.until_idle().await;
     app.until("latentgate_backend_queue_depth", &[], 0.0).await;
 }

@@ -30,7 +30,7 @@ fn measured(line: &str) -> Value {
     }
     assert!(number("wall_min_seconds") <= number("wall_median_seconds"), "{line}");
     assert!(number("cpu_min_seconds") <= number("cpu_median_seconds"), "{line}");
-    let pixels = number("width") * number("height");
+    let pixels = number("batch") * number("width") * number("height");
     let speed = pixels / 1e6 / number("wall_median_seconds");
     assert!((number("megapixels_per_second") / speed - 1.0).abs() < 1e-6, "{line}");
     if cfg!(target_os = "linux") {

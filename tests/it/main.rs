@@ -18,6 +18,8 @@ mod architecture;
 mod bad_http;
 mod bad_input;
 #[cfg(feature = "local")]
+mod batching;
+#[cfg(feature = "local")]
 mod bench;
 #[cfg(feature = "local")]
 mod cache_admin;

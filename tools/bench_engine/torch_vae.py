@@ -136,6 +136,7 @@ def measure(model, arguments, width, height):
     return {
         "width": width,
         "height": height,
+        "batch": 1,
         "wall_first_seconds": wall_first,
         "wall_median_seconds": statistics.median(walls),
         "wall_min_seconds": min(walls),

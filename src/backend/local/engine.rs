@@ -9,6 +9,7 @@
 //! candle's types do not leave this module.
 
 mod attention;
+mod batch;
 mod checkpoint;
 mod config;
 mod conv;
@@ -31,18 +32,20 @@ pub use crate::{
     job::EncodeMode,
     model::{Scaling, Task},
 };
+pub use batch::{Latents, Pictures};
 pub use error::{Cancelled, EngineError};
 pub use footprint::Foretold;
 pub use host::{arena::Arena, simd::Instructions};
 pub use place::{Device, ParseDeviceError, Precision};
 
+use batch::Joined;
 use checkpoint::Weights;
 use config::Config;
 use map::{Activation, Map};
 use models::{Decoder, Encoder};
 use place::Site;
 
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// Weights as found.
 #[derive(Clone, Copy)]
@@ -198,69 +201,82 @@ impl Autoencoder {
         Plan { in_bands, foretold: footprint::foretell(self, task, size, in_bands) }
     }
 
-    /// Latents `[n, c, h, w]` of any float type to pictures `[n, 3, s h, s w]`, nominally in -1..1 and not clamped, in
-    /// `dtype`.
-    pub fn decode(
-        &self,
-        latents: &Tensor,
-        scaling: Scaling,
-        dtype: DType,
-        observer: &mut dyn Observer,
-    ) -> Result<Tensor, EngineError> {
+    /// Pictures `[n, 3, s h, s w]`, nominally in -1..1 and not clamped, for each of several latents of one height and
+    /// width, in one run.
+    pub fn decode_all(&self, inputs: &[Latents<'_>], observer: &mut dyn Observer) -> Result<Vec<Tensor>, EngineError> {
         let decoder = self.decoder.as_ref().ok_or(EngineError::NoHalf("decoder"))?;
         let want = format!("[n,{},h,w] in floats", self.latent_channels());
-        let dims = values::dims4(latents, &want)?;
-        if dims[1] != self.latent_channels() || !latents.dtype().is_float() {
-            return Err(values::misfit(latents, &want));
+        if inputs.is_empty() {
+            return Ok(Vec::new());
         }
-        let mut z = values::to_f32(latents);
-        for z in &mut z {
-            *z = *z / scaling.factor + scaling.shift;
-        }
-        if self.is_tiny() {
+        let mut joined = Joined::default();
+        for &Latents { latents, scaling, .. } in inputs {
+            let dims = values::dims4(latents, &want)?;
+            if dims[1] != self.latent_channels() || !latents.dtype().is_float() {
+                return Err(values::misfit(latents, &want));
+            }
+            let mut z = values::to_f32(latents);
             for z in &mut z {
-                *z = (*z / 3.0).tanh() * 3.0;
+                *z = *z / scaling.factor + scaling.shift;
+            }
+            if self.is_tiny() {
+                for z in &mut z {
+                    *z = (*z / 3.0).tanh() * 3.0;
+                }
+            }
+            if !joined.add(z, dims) {
+                return Err(batch::unlike(latents, joined.dims));
             }
         }
+        let Joined { planes: z, dims, counts } = joined;
         let scale = self.spatial_scale(Task::Decode);
         let Plan { in_bands, foretold } = self.plan(Task::Decode, [dims[0], dims[2] * scale, dims[3] * scale]);
         self.arena.keep_within(foretold.bytes);
         let z = Map::from_planes(&z, dims, &self.site, &self.arena)?;
-        let (mut pixels, dims) = decoder.run(z, &mut Run { observer, in_bands })?.into_planes()?;
+        let (mut pixels, [n, c, h, w]) = decoder.run(z, &mut Run { observer, in_bands })?.into_planes()?;
         if self.is_tiny() {
             for y in &mut pixels {
                 *y = *y * 2.0 - 1.0;
             }
         }
-        values::from_f32(&pixels, dims, dtype)
+        let each = batch::parts(&mut pixels, n, &counts).zip(&counts).zip(inputs);
+        each.map(|((pixels, &n), input)| values::from_f32(pixels, [n, c, h, w], input.dtype)).collect()
     }
 
-    /// Pictures, `[n, 3, h, w]` floats in -1..1 or `[n, h, w, 3]` bytes, to scaled latents `[n, c, h / s, w / s]` in
-    /// `dtype`.
-    pub fn encode(
-        &self,
-        pictures: &Tensor,
-        (mode, scaling): (EncodeMode, Scaling),
-        dtype: DType,
-        observer: &mut dyn Observer,
-    ) -> Result<Tensor, EngineError> {
+    /// Scaled latents `[n, c, h / s, w / s]` for each of several pictures of one height and width, in one run.
+    pub fn encode_all(&self, inputs: &[Pictures<'_>], observer: &mut dyn Observer) -> Result<Vec<Tensor>, EngineError> {
         let encoder = self.encoder.as_ref().ok_or(EngineError::NoHalf("encoder"))?;
-        let (mut pixels, dims) = values::pictures(pictures, self.picture_channels(), self.spatial_scale(Task::Encode))?;
-        if self.is_tiny() {
-            for x in &mut pixels {
-                *x = f32::midpoint(*x, 1.0);
+        if inputs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut joined = Joined::default();
+        for &Pictures { pictures, .. } in inputs {
+            let scale = self.spatial_scale(Task::Encode);
+            let (mut pixels, dims) = values::pictures(pictures, self.picture_channels(), scale)?;
+            if self.is_tiny() {
+                for x in &mut pixels {
+                    *x = f32::midpoint(*x, 1.0);
+                }
+            }
+            if !joined.add(pixels, dims) {
+                return Err(batch::unlike(pictures, joined.dims));
             }
         }
+        let Joined { planes: pixels, dims, counts } = joined;
         let Plan { in_bands, foretold } = self.plan(Task::Encode, [dims[0], dims[2], dims[3]]);
         self.arena.keep_within(foretold.bytes);
         let x = Map::from_planes(&pixels, dims, &self.site, &self.arena)?;
         drop(pixels);
-        let (moments, [n, _, h, w]) = encoder.run(x, &mut Run { observer, in_bands })?.into_planes()?;
-        let mut z = if self.has_posterior() { pick(&moments, n, mode) } else { moments };
-        for z in &mut z {
-            *z = (*z - scaling.shift) * scaling.factor;
-        }
-        values::from_f32(&z, [n, self.latent_channels(), h, w], dtype)
+        let (mut moments, [n, _, h, w]) = encoder.run(x, &mut Run { observer, in_bands })?.into_planes()?;
+        let each = batch::parts(&mut moments, n, &counts).zip(&counts).zip(inputs);
+        each.map(|((moments, &n), &Pictures { mode, scaling, dtype, .. })| {
+            let mut z = if self.has_posterior() { pick(moments, n, mode) } else { moments.to_vec() };
+            for z in &mut z {
+                *z = (*z - scaling.shift) * scaling.factor;
+            }
+            values::from_f32(&z, [n, self.latent_channels(), h, w], dtype)
+        })
+        .collect()
     }
 
     fn latent_channels(&self) -> usize {

@@ -54,6 +54,9 @@ pub(in crate::cli) struct Engine {
     /// Sizes of the pictures in pixels: 512, or 640x424 for width and height, separated by commas.
     #[arg(long, value_name = "SIZES", value_delimiter = ',', default_value = "256,512")]
     size: Vec<Size>,
+    /// Pictures that are computed in one run, separated by commas: each size is measured with each number.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u16).range(1..=64))]
+    batch: Vec<u16>,
     /// Runs of each size, after a first one.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
     runs: u16,
@@ -179,7 +182,7 @@ impl Engine {
         let report = Report {
             model: &self.model,
             task: self.task.into(),
-            device: config.device,
+            device: config.device.first(),
             facts: &facts,
             loaded,
             machine: Machine::read(threads),
@@ -187,14 +190,16 @@ impl Engine {
         };
         let mut bench = Bench { model, arena, memory: config.memory, task: self.task.into(), runs: self.runs };
         let mut measured = Vec::new();
-        for &size in &self.size {
-            let of_size = bench.measure(size, &facts)?;
+        for (size, batch) in
+            self.size.iter().flat_map(|&size| self.batch.iter().map(move |&batch| (size, usize::from(batch))))
+        {
+            let of_size = bench.measure((size, batch), &facts)?;
             if self.json {
                 report.print_json(&of_size)?;
             }
             measured.push(of_size);
             if self.whole {
-                say(format_args!("{size}: {}", bench.compare(size, &facts)?));
+                say(format_args!("{}: {}", named(size, batch), bench.compare((size, batch), &facts)?));
             }
         }
         if self.json { Ok(()) } else { report.print_table(&measured) }
@@ -223,24 +228,25 @@ fn find(spec: &ModelSpec, config: &Config, task: Task) -> anyhow::Result<Found> 
 fn load(found: &Found, config: &EngineConfig) -> anyhow::Result<Autoencoder> {
     let weights = found.read()?;
     let checkpoint = Checkpoint { config: &found.config, weights: &weights };
-    let model = Autoencoder::load(&checkpoint, &config.device, config.precision)?;
+    let model = Autoencoder::load(&checkpoint, &config.device.first(), config.precision)?;
     Ok(model.with_memory(config.memory.as_u64()))
 }
 
 // === impl Bench ===
 
 impl Bench {
-    /// All runs of a size.
-    fn measure(&self, size: Size, facts: &Facts) -> anyhow::Result<Measured> {
-        let input = self.input(size, facts)?;
-        let Foretold { bytes: foretold, steps } = self.model.foretell(self.task, [1, size.height, size.width]);
+    /// All runs of so many pictures of a size.
+    fn measure(&self, (size, batch): (Size, usize), facts: &Facts) -> anyhow::Result<Measured> {
+        let input = self.input((size, batch), facts)?;
+        let Foretold { bytes: foretold, steps } = self.model.foretell(self.task, [batch, size.height, size.width]);
         ensure!(
             foretold <= self.memory.as_u64(),
-            "{size} takes {} besides the weights, even in bands; --memory allows {}",
+            "{batch} x {size} take {} besides the weights, even in bands; --memory allows {}",
             ByteSize(foretold),
             self.memory
         );
-        let bar = bar(size, u64::from(steps) * (u64::from(self.runs) + 1));
+        let name = named(size, batch);
+        let bar = bar(&name, u64::from(steps) * (u64::from(self.runs) + 1));
         self.arena.release();
         measure::rest();
         let is_peak_own = measure::forget_peak();
@@ -251,24 +257,24 @@ impl Bench {
         }
         let before = Memory::now();
         let (_, first) = self.run(&input, &bar)?;
-        bar.suspend(|| say(format_args!("{size}: first run: {}", first.told())));
+        bar.suspend(|| say(format_args!("{name}: first run: {}", first.told())));
         let mut later = Vec::with_capacity(usize::from(self.runs));
         for index in 1..=self.runs {
             let (_, cost) = self.run(&input, &bar)?;
-            bar.suspend(|| say(format_args!("{size}: run {index} of {}: {}", self.runs, cost.told())));
+            bar.suspend(|| say(format_args!("{name}: run {index} of {}: {}", self.runs, cost.told())));
             later.push(cost);
         }
         bar.finish_and_clear();
-        Ok(Measured { size, first, later, before, after: Memory::now(), foretold, is_peak_own })
+        Ok(Measured { size, batch, first, later, before, after: Memory::now(), foretold, is_peak_own })
     }
 
     /// How far the result in the memory that is allowed is from one without bands.
-    fn compare(&mut self, size: Size, facts: &Facts) -> anyhow::Result<Apart> {
-        let (input, allowed) = (self.input(size, facts)?, self.memory.as_u64());
+    fn compare(&mut self, (size, batch): (Size, usize), facts: &Facts) -> anyhow::Result<Apart> {
+        let (input, allowed) = (self.input((size, batch), facts)?, self.memory.as_u64());
         let mut run = |memory: u64| {
             self.model.set_memory(memory);
-            let foretold = self.model.foretell(self.task, [1, size.height, size.width]);
-            let (output, _) = self.run(&input, &bar(size, u64::from(foretold.steps)))?;
+            let foretold = self.model.foretell(self.task, [batch, size.height, size.width]);
+            let (output, _) = self.run(&input, &bar(&named(size, batch), u64::from(foretold.steps)))?;
             self.arena.release();
             anyhow::Ok(output)
         };
@@ -277,10 +283,10 @@ impl Bench {
         Ok(Apart::of(&limited, &whole))
     }
 
-    fn input(&self, size: Size, facts: &Facts) -> anyhow::Result<Tensor> {
+    fn input(&self, (size, batch): (Size, usize), facts: &Facts) -> anyhow::Result<Tensor> {
         match self.task {
-            Task::Decode => size.latents(facts.latent_channels, facts.spatial_scale),
-            Task::Encode => size.picture(),
+            Task::Decode => size.latents(batch, facts.latent_channels, facts.spatial_scale),
+            Task::Encode => size.pictures(batch),
         }
     }
 
@@ -299,11 +305,16 @@ impl Bench {
     }
 }
 
+/// For a line about so many pictures of a size.
+fn named(size: Size, batch: usize) -> String {
+    if batch == 1 { size.to_string() } else { format!("{batch} x {size}") }
+}
+
 /// For so many steps of the engine; nothing where standard error is no terminal.
-fn bar(size: Size, steps: u64) -> ProgressBar {
+fn bar(name: &str, steps: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix} [{bar:40}] {pos}/{len} steps, {elapsed}, {eta} to go")
         .expect("the template is valid");
-    ProgressBar::new(steps).with_style(style.progress_chars("=> ")).with_prefix(size.to_string())
+    ProgressBar::new(steps).with_style(style.progress_chars("=> ")).with_prefix(name.to_owned())
 }
 
 impl Observer for Watch<'_> {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::tensor::Shape;
+use crate::tensor::{DType, Shape};
 
 struct Patient;
 
@@ -107,4 +107,55 @@ fn a_run_takes_what_was_foretold_whatever_ran_before() {
         let taken = model.arena.taken_bytes();
         assert!(taken * 20 <= largest * 21, "{taken} of {largest}");
     }
+}
+
+#[test]
+fn in_one_run_each_input_has_the_bits_that_it_has_alone() {
+    const SCALINGS: [Scaling; 3] = [
+        Scaling { factor: 1.0, shift: 0.0 },
+        Scaling { factor: 0.5, shift: 0.25 },
+        Scaling { factor: 2.0, shift: -0.5 },
+    ];
+    for name in ["sd1", "flux", "taesd", "taef2"] {
+        let model = model(name, None);
+        let c = model.latent_channels();
+        let latents: Vec<_> = (1..=3).map(|n| noise(&[n, c, 9, 7])).collect();
+        let dtypes = [DType::F32, DType::F16, DType::BF16];
+        let inputs = latents.iter().zip(SCALINGS).zip(dtypes);
+        let inputs: Vec<_> = inputs.map(|((latents, scaling), dtype)| Latents { latents, scaling, dtype }).collect();
+        let together = model.decode_all(&inputs, &mut Patient).unwrap();
+        for (input, got) in inputs.iter().zip(&together) {
+            let alone = model.decode(input.latents, input.scaling, input.dtype, &mut Patient).unwrap();
+            assert!(*got == alone, "{name}: decode of {}", input.latents.shape());
+        }
+        let floats: Vec<_> = (1..=2).map(|n| noise(&[n, 3, 72, 56])).collect();
+        let bytes: Bytes = (0..72 * 56 * 3).map(|i| (i * 7 % 256) as u8).collect();
+        let bytes = Tensor::try_new(DType::U8, Shape::try_new(&[1, 72, 56, 3]).unwrap(), bytes).unwrap();
+        let modes = [EncodeMode::Sample { seed: 7 }, EncodeMode::Sample { seed: 8 }, EncodeMode::Mean];
+        let inputs = floats.iter().chain([&bytes]).zip(modes).zip(SCALINGS).zip(dtypes);
+        let one = |(((pictures, mode), scaling), dtype)| Pictures { pictures, mode, scaling, dtype };
+        let inputs: Vec<_> = inputs.map(one).collect();
+        let together = model.encode_all(&inputs, &mut Patient).unwrap();
+        for (input, got) in inputs.iter().zip(&together) {
+            let how = (input.mode, input.scaling);
+            let alone = model.encode(input.pictures, how, input.dtype, &mut Patient).unwrap();
+            assert!(*got == alone, "{name}: encode of {}", input.pictures.shape());
+        }
+    }
+}
+
+#[test]
+fn one_run_is_for_one_height_and_width() {
+    let model = model("taesd", None);
+    let scaling = Scaling { factor: 1.0, shift: 0.0 };
+    let c = model.latent_channels();
+    let [wide, tall] = [noise(&[1, c, 2, 4]), noise(&[1, c, 4, 2])];
+    let inputs = [&wide, &tall].map(|latents| Latents { latents, scaling, dtype: DType::F32 });
+    let error = model.decode_all(&inputs, &mut Patient).unwrap_err().to_string();
+    assert!(error.contains("like the others"), "{error}");
+    assert!(model.decode_all(&[], &mut Patient).unwrap().is_empty());
+    // Where one fits and two would need bands, they are not for one run.
+    let one = model.foretell(Task::Decode, [1, 128, 128]).bytes;
+    let model = model.with_memory(one);
+    assert!(model.runs_whole(Task::Decode, 1, 128, 128) && !model.runs_whole(Task::Decode, 2, 128, 128));
 }

@@ -24,7 +24,8 @@ pub(super) struct Report<'a> {
     pub(super) runs: u16,
 }
 
-const COLUMNS: [&str; 9] = ["SIZE", "FIRST", "MEDIAN", "MIN", "CPU", "MPIXEL/S", "MEMORY", "PEAK", "FORETOLD"];
+const COLUMNS: [&str; 10] =
+    ["SIZE", "BATCH", "FIRST", "MEDIAN", "MIN", "CPU", "MPIXEL/S", "MEMORY", "PEAK", "FORETOLD"];
 
 impl Report<'_> {
     pub(super) fn print_table(&self, measured: &[Measured]) -> anyhow::Result<()> {
@@ -63,6 +64,7 @@ impl Report<'_> {
             "task": self.task.label(),
             "width": measured.size.width,
             "height": measured.size.height,
+            "batch": measured.batch,
             "precision": self.precision(),
             "device": self.device.to_string(),
             "processor": self.machine.processor,
@@ -96,10 +98,11 @@ impl Report<'_> {
     }
 }
 
-fn row(measured: &Measured) -> [String; 9] {
+fn row(measured: &Measured) -> [String; 10] {
     let (median, min) = (measured.median(), measured.min());
     [
         measured.size.to_string(),
+        measured.batch.to_string(),
         seconds(measured.first.wall),
         seconds(median.wall),
         seconds(min.wall),

@@ -1,0 +1,118 @@
+//! Several inputs of one height and width in one run of the network.
+//!
+//! A small picture leaves threads and devices idle at the seams of its layers; several of them do not. What differs from
+//! input to input, scaling, dtype and noise, is applied to each by itself before and after, so on the CPU an answer has the
+//! bits that it has alone, whatever else is in the run.
+
+use super::{Autoencoder, EncodeMode, EngineError, Observer, Scaling, Task, values};
+use crate::tensor::{DType, Tensor};
+
+/// Something to decode.
+#[derive(Clone, Copy)]
+pub struct Latents<'a> {
+    /// `[n, c, h, w]` of any float type.
+    pub latents: &'a Tensor,
+    /// Undone before the network.
+    pub scaling: Scaling,
+    /// Of the answer; a float type.
+    pub dtype: DType,
+}
+
+/// Something to encode.
+#[derive(Clone, Copy)]
+pub struct Pictures<'a> {
+    /// `[n, 3, h, w]` floats in -1..1 or `[n, h, w, 3]` bytes.
+    pub pictures: &'a Tensor,
+    /// Which of the latents are answered.
+    pub mode: EncodeMode,
+    /// Applied after the network.
+    pub scaling: Scaling,
+    /// Of the answer; a float type.
+    pub dtype: DType,
+}
+
+/// Planes `[n, c, h, w]` of several inputs, one after the other.
+#[derive(Default)]
+pub(super) struct Joined {
+    pub(super) planes: Vec<f32>,
+    pub(super) dims: [usize; 4],
+    /// How many of `n` are each input's.
+    pub(super) counts: Vec<usize>,
+}
+
+// === impl Autoencoder ===
+
+impl Autoencoder {
+    /// Latents `[n, c, h, w]` of any float type to pictures `[n, 3, s h, s w]`, nominally in -1..1 and not clamped, in
+    /// `dtype`.
+    pub fn decode(
+        &self,
+        latents: &Tensor,
+        scaling: Scaling,
+        dtype: DType,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor, EngineError> {
+        let one = self.decode_all(&[Latents { latents, scaling, dtype }], observer)?;
+        Ok(one.into_iter().next().expect("an answer for each input"))
+    }
+
+    /// Pictures, `[n, 3, h, w]` floats in -1..1 or `[n, h, w, 3]` bytes, to scaled latents `[n, c, h / s, w / s]` in
+    /// `dtype`.
+    pub fn encode(
+        &self,
+        pictures: &Tensor,
+        (mode, scaling): (EncodeMode, Scaling),
+        dtype: DType,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor, EngineError> {
+        let one = self.encode_all(&[Pictures { pictures, mode, scaling, dtype }], observer)?;
+        Ok(one.into_iter().next().expect("an answer for each input"))
+    }
+
+    /// Whether one run of `n` pictures of `height` x `width` pixels stays within the memory it may take, without bands:
+    /// those are another way to the same numbers, but for their last bits.
+    pub fn runs_whole(&self, task: Task, n: usize, height: usize, width: usize) -> bool {
+        let plan = self.plan(task, [n, height, width]);
+        plan.in_bands.is_none() && plan.foretold.bytes <= self.memory
+    }
+}
+
+// === impl Joined ===
+
+impl Joined {
+    /// Adds an input, or does not, where its planes are of another size than those before it.
+    pub(super) fn add(&mut self, planes: Vec<f32>, [n, c, h, w]: [usize; 4]) -> bool {
+        if self.counts.is_empty() {
+            (self.planes, self.dims, self.counts) = (planes, [n, c, h, w], vec![n]);
+            return true;
+        }
+        if self.dims[1..] != [c, h, w] {
+            return false;
+        }
+        self.planes.extend_from_slice(&planes);
+        self.dims[0] += n;
+        self.counts.push(n);
+        true
+    }
+}
+
+/// The planes `[n, c, h, w]` of each input, `counts` of `n` each.
+pub(super) fn parts<'a>(
+    planes: &'a mut [f32],
+    n: usize,
+    counts: &'a [usize],
+) -> impl Iterator<Item = &'a mut [f32]> + use<'a> {
+    let each = planes.len() / n.max(1);
+    let mut rest = planes;
+    counts.iter().map(move |count| {
+        let (part, after) = std::mem::take(&mut rest).split_at_mut(count * each);
+        rest = after;
+        part
+    })
+}
+
+/// Of an input that is not as wanted, or not as those before it.
+pub(super) fn unlike(tensor: &Tensor, dims: [usize; 4]) -> EngineError {
+    let [_, c, h, w] = dims;
+    values::misfit(tensor, &format!("planes of [n,{c},{h},{w}] like the others of the run"))
+}
