@@ -45,11 +45,10 @@ async fn every_request_has_one_line_with_numbers_as_numbers() {
     origin.release(1);
     let answer = first.await.unwrap();
     second.await.unwrap();
-    while client
-        .decode(DecodeSpec { cache: CachePolicy::OnlyIfCached as i32, ..spec() }, latents(8, 8, 1))
-        .await
-        .is_err()
-    {}
+    // Until the flight has landed, who asks is its passenger.
+    program.until_metric("latentgate_flights", "", 0.0).await;
+    let cached = DecodeSpec { cache: CachePolicy::OnlyIfCached as i32, ..spec() };
+    client.decode(cached, latents(8, 8, 1)).await.unwrap();
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let headers = [("Content-Type", "tensor/binary"), ("traceparent", trace)];
     origin.script([Behaviour::Status(500, "x", None)]);

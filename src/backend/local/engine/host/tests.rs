@@ -10,6 +10,10 @@ use super::{
 const GEOMETRIES: [[usize; 5]; 6] =
     [[3, 1, 1, 1, 1], [1, 1, 0, 0, 1], [3, 2, 1, 1, 1], [3, 2, 0, 1, 1], [3, 1, 1, 1, 2], [3, 1, 1, 1, 3]];
 
+/// Relative distance from sums in f64: Winograd's transforms cost a few units in the sixth digit, and what ReLU lets through may
+/// be little beside what was summed.
+const WITHIN: f64 = 4e-6;
+
 fn noise(seed: u64, len: usize) -> Vec<f32> {
     super::super::gaussian::normals(seed, len)
 }
@@ -162,7 +166,7 @@ proptest! {
     #[test]
     fn convolutions_are_right(case in cases()) {
         let apart = distance(&case.run(&Arena::default()), &case.want());
-        prop_assert!(apart < 2e-6, "{apart:.1e}");
+        prop_assert!(apart < WITHIN, "{apart:.1e}");
     }
 
     #[test]
@@ -262,7 +266,7 @@ fn a_convolution_and_a_pointwise_are_one_convolution() {
         let want = pointwise.run(&Source::whole(&between), None, Activation::None).to_planes();
         let got = conv.then(&pointwise, &arena).run(&Source::whole(&x), None, Activation::None).to_planes();
         let apart = distance(&got, &want.iter().map(|&w| f64::from(w)).collect::<Vec<_>>());
-        assert!(apart < 2e-6, "{geometry:?}: {apart:.1e}");
+        assert!(apart < WITHIN, "{geometry:?}: {apart:.1e}");
     }
 }
 
@@ -270,7 +274,7 @@ fn a_convolution_and_a_pointwise_are_one_convolution() {
 fn blocks_and_bands_meet() {
     let case = large();
     let apart = distance(&case.run(&Arena::default()), &case.want());
-    assert!(apart < 2e-6, "{apart:.1e}");
+    assert!(apart < WITHIN, "{apart:.1e}");
 }
 
 #[test]
