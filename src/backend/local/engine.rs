@@ -5,13 +5,15 @@
 //! file or keeps state between runs. Results match diffusers on the same weights: relative L2 of at most 1e-4 in f32 and
 //! 2e-2 in half precision, which `tests/it/parity.rs` holds against recorded outputs.
 //!
-//! On the CPU the kernels in `host` compute, in f32 and with bounded scratch memory; elsewhere candle's tensors do.
+//! On the CPU the kernels in `host` compute, in f32 and with bounded scratch memory; on an NVIDIA GPU those in `cuda`, with cuDNN
+//! (feature `cudnn`); elsewhere candle's tensors do.
 //! candle's types do not leave this module.
 
 mod attention;
 mod checkpoint;
 mod config;
 mod conv;
+mod cuda;
 mod error;
 mod footprint;
 mod gaussian;
@@ -35,11 +37,15 @@ pub use place::{Device, ParseDeviceError, Precision};
 
 use checkpoint::Weights;
 use config::Config;
+use cuda::{CudaMap, Range};
 use map::{Activation, Map};
 use models::{Decoder, Encoder};
-use place::Site;
+use place::{Accelerator, Site};
 
-use crate::tensor::{DType, Tensor};
+use crate::{
+    job::Output,
+    tensor::{DType, Tensor},
+};
 
 /// Weights as found.
 #[derive(Clone, Copy)]
@@ -126,7 +132,7 @@ impl Autoencoder {
 
     fn load_on(
         checkpoint: &Checkpoint<'_>,
-        device: Option<candle_core::Device>,
+        device: Option<Accelerator>,
         precision: Precision,
     ) -> Result<Self, EngineError> {
         let config = Config::parse(checkpoint.config)?;
@@ -204,8 +210,21 @@ impl Autoencoder {
         Plan { in_bands, bytes: footprint::working_set(self, task, size, in_bands) }
     }
 
+    /// In what type [`Self::decode`] is best asked for pictures that become `output`. Where bytes are made on the device, those:
+    /// they are the ones that rendering its f16 would give. Every form but an explicit f32 or bf16 tensor is made from numbers
+    /// rounded to f16 once.
+    pub fn decoded_dtype(&self, output: Output) -> DType {
+        let makes_bytes = matches!(self.site.device, Some(Accelerator::Cuda(_)));
+        match output {
+            Output::Tensor(dtype) => dtype,
+            Output::Uint8 | Output::Png | Output::Jpeg(_) | Output::Webp if makes_bytes => DType::U8,
+            _ => DType::F16,
+        }
+    }
+
     /// Latents `[n, c, h, w]` of any float type to pictures `[n, 3, s h, s w]`, nominally in -1..1 and not clamped, in
-    /// `dtype`.
+    /// `dtype`. For bytes, if [`Self::decoded_dtype`] asks for them, finished pixels `[n, s h, s w, 3]`; or f16 as above if a number
+    /// is not finite.
     pub fn decode(
         &self,
         latents: &Tensor,
@@ -232,7 +251,11 @@ impl Autoencoder {
         let Plan { in_bands, bytes } = self.plan(Task::Decode, [dims[0], dims[2] * scale, dims[3] * scale]);
         self.arena.keep_within(bytes);
         let z = Map::from_planes(&z, dims, &self.site, &self.arena)?;
-        let (mut pixels, dims) = decoder.run(z, &mut Run { observer, in_bands })?.into_planes()?;
+        let made = decoder.run(z, &mut Run { observer, in_bands })?;
+        if let Map::Cuda(map) = made {
+            return map.to_pictures(self.range(), dtype);
+        }
+        let (mut pixels, dims) = made.into_planes()?;
         if self.is_tiny() {
             for y in &mut pixels {
                 *y = *y * 2.0 - 1.0;
@@ -251,22 +274,31 @@ impl Autoencoder {
         observer: &mut dyn Observer,
     ) -> Result<Tensor, EngineError> {
         let encoder = self.encoder.as_ref().ok_or(EngineError::NoHalf("encoder"))?;
-        let (mut pixels, dims) = values::pictures(pictures, self.picture_channels(), self.spatial_scale(Task::Encode))?;
-        if self.is_tiny() {
-            for x in &mut pixels {
-                *x = f32::midpoint(*x, 1.0);
-            }
-        }
+        let dims = values::picture_dims(pictures, self.picture_channels(), self.spatial_scale(Task::Encode))?;
         let Plan { in_bands, bytes } = self.plan(Task::Encode, [dims[0], dims[2], dims[3]]);
         self.arena.keep_within(bytes);
-        let x = Map::from_planes(&pixels, dims, &self.site, &self.arena)?;
-        drop(pixels);
+        let x = self.picture(pictures, dims)?;
         let (moments, [n, _, h, w]) = encoder.run(x, &mut Run { observer, in_bands })?.into_planes()?;
         let mut z = if self.has_posterior() { pick(&moments, n, mode) } else { moments };
         for z in &mut z {
             *z = (*z - scaling.shift) * scaling.factor;
         }
         values::from_f32(&z, [n, self.latent_channels(), h, w], dtype)
+    }
+
+    /// What an encoder reads.
+    fn picture(&self, pictures: &Tensor, dims: [usize; 4]) -> Result<Map, EngineError> {
+        if let (Some(Accelerator::Cuda(machine)), DType::U8) = (&self.site.device, pictures.dtype()) {
+            let form = (self.site.precision, self.range());
+            return Ok(Map::Cuda(CudaMap::from_bytes(machine, pictures.data(), dims, form)?));
+        }
+        let mut pixels = values::pictures(pictures, dims);
+        if self.is_tiny() {
+            for x in &mut pixels {
+                *x = f32::midpoint(*x, 1.0);
+            }
+        }
+        Map::from_planes(&pixels, dims, &self.site, &self.arena)
     }
 
     fn latent_channels(&self) -> usize {
@@ -303,6 +335,10 @@ impl Autoencoder {
     /// The tiny networks clip their latents softly and work on pictures in 0..1.
     fn is_tiny(&self) -> bool {
         !self.has_posterior()
+    }
+
+    fn range(&self) -> Range {
+        if self.is_tiny() { Range::Unit } else { Range::Symmetric }
     }
 }
 

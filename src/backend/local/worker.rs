@@ -17,7 +17,7 @@ use crate::{
     backend::{Compute, Health, ModelState},
     error::{Error, ErrorKind, chain},
     float,
-    job::{Job, Output, Work},
+    job::{Job, Work},
     metrics::Metrics,
     model::ModelId,
     progress::Progress,
@@ -229,9 +229,7 @@ fn check_memory(autoencoder: &Autoencoder, job: &Job, limit: u64) -> Result<(), 
 fn run(autoencoder: &Autoencoder, job: &Job, watch: &mut Watch<'_>) -> Result<Tensor, EngineError> {
     match &job.work {
         Work::Decode { latents, output } => {
-            // Every form but an explicit f32 or bf16 tensor is made from numbers rounded to f16 once.
-            let dtype = if let Output::Tensor(dtype) = output { *dtype } else { DType::F16 };
-            autoencoder.decode(latents, job.scaling, dtype, watch)
+            autoencoder.decode(latents, job.scaling, autoencoder.decoded_dtype(*output), watch)
         }
         Work::Encode { pixels, mode, dtype } => autoencoder.encode(pixels, (*mode, job.scaling), *dtype, watch),
     }

@@ -5,8 +5,10 @@
 //! three maps of the widest stage, counting channels times pixels; attention holds eight maps of the smallest size.
 
 use super::config::Config;
+use super::cuda;
 use super::host::arena::Arena;
 use super::map::Map;
+use super::place::Accelerator;
 use super::{Autoencoder, Cancelled, EngineError, Observer, Run, Site, Task};
 
 /// Maps of a residual block.
@@ -15,6 +17,8 @@ const MAPS: u64 = 3;
 const ATTENTION_MAPS: u64 = 8;
 /// candle's convolution on a device gathers nine taps for every input value, besides the maps.
 const DEVICE_MAPS: u64 = 9;
+/// Where cuDNN does not add to the block's input in place, the sum is a map of its own.
+const CUDA_MAPS: u64 = 1;
 /// Results on their way between device and host.
 const SCRATCH: u64 = 48 << 20;
 /// Picture channels, each in f32 as planes and once more as the tensor that is given or answered.
@@ -34,7 +38,14 @@ pub(super) fn working_set(model: &Autoencoder, task: Task, [n, h, w]: [usize; 3]
     let pixels = (h * w) as u64;
     let inner = match &model.site.device {
         None => rehearse(model, task, [n, h, w], in_bands).unwrap_or(u64::MAX),
-        Some(_) => by_widths(&model.config, &model.site, task, pixels) * n as u64 + SCRATCH,
+        Some(Accelerator::Candle(_)) => {
+            by_widths(&model.config, &model.site, (task, MAPS + DEVICE_MAPS), pixels) * n as u64 + SCRATCH
+        }
+        Some(Accelerator::Cuda(_)) => {
+            let scores = cuda::SCORES as u64 * (4 + model.site.weight_bytes());
+            let maps = by_widths(&model.config, &model.site, (task, MAPS + CUDA_MAPS), pixels) * n as u64;
+            maps + scores + cuda::WORKSPACE as u64
+        }
     };
     inner.saturating_add(n as u64 * pixels * ENDS)
 }
@@ -61,8 +72,8 @@ fn rehearse(
 }
 
 /// Upper estimate for one picture on a device.
-fn by_widths(config: &Config, site: &Site, task: Task, pixels: u64) -> u64 {
-    let (bytes, maps) = (site.weight_bytes(), MAPS + DEVICE_MAPS);
+fn by_widths(config: &Config, site: &Site, (task, maps): (Task, u64), pixels: u64) -> u64 {
+    let bytes = site.weight_bytes();
     let widest = stages(config, task).into_iter().map(|(channels, shrink)| {
         let pixels = pixels.div_ceil(shrink * shrink);
         channels * pixels * maps * bytes
