@@ -4,12 +4,13 @@
 //! and then as many as were asked for. No queue, no cache and no rendering are in the numbers; a picture's numbers stay
 //! f32 to their end.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use safetensors::tensor::TensorView;
 use tokio::time::Instant;
 
 use self::{
@@ -70,6 +71,15 @@ pub(in crate::cli) struct Engine {
     /// A known model whose numbers a .safetensors file without a config.json has.
     #[arg(long, value_name = "MODEL")]
     like: Option<String>,
+    /// Pictures of a run.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    batch: u16,
+    /// What a decode's numbers become: f32, f16 as the servers of the protocol have them, or the pixels that a GPU makes.
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
+    answer: AnswerFlag,
+    /// Write input and answer of the last run to a .safetensors file, to be held beside those of others. Takes one size.
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
     /// Print JSON: an object a line for each size, as soon as it is measured.
     #[arg(long)]
     json: bool,
@@ -83,6 +93,18 @@ enum TaskFlag {
     Decode,
     /// Pixels to latents.
     Encode,
+}
+
+/// `--answer`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum AnswerFlag {
+    /// IEEE 754 single.
+    #[default]
+    F32,
+    /// IEEE 754 half.
+    F16,
+    /// Three bytes a pixel; on a GPU alone.
+    Uint8,
 }
 
 /// `--precision`.
@@ -116,6 +138,9 @@ struct Bench {
     memory: ByteSize,
     task: Task,
     runs: u16,
+    batch: usize,
+    answer: DType,
+    save: Option<PathBuf>,
 }
 
 /// Shows how far the runs of one size are.
@@ -125,6 +150,7 @@ struct Watch<'a>(&'a ProgressBar);
 
 impl Engine {
     pub(super) fn run(self, file: Option<&Path>) -> anyhow::Result<()> {
+        ensure!(self.save.is_none() || self.size.len() == 1, "--save takes one --size");
         let mut config = Config::load(file, &Overrides::default())?;
         let found = find(&self.spec(&mut config)?, &config, self.task.into())?;
         let mut engine = config.engine;
@@ -180,7 +206,16 @@ impl Engine {
             machine: Machine::read(threads),
             runs: self.runs,
         };
-        let bench = Bench { model, arena, memory: config.memory, task: self.task.into(), runs: self.runs };
+        let bench = Bench {
+            model,
+            arena,
+            memory: config.memory,
+            task: self.task.into(),
+            runs: self.runs,
+            batch: usize::from(self.batch),
+            answer: self.answer.into(),
+            save: self.save.clone(),
+        };
         let mut measured = Vec::new();
         for &size in &self.size {
             let of_size = bench.measure(size, &facts)?;
@@ -219,16 +254,31 @@ fn load(found: &Found, config: &EngineConfig) -> anyhow::Result<Autoencoder> {
     Ok(model.with_memory(config.memory.as_u64()))
 }
 
+/// Tensors as a .safetensors file.
+fn save(file: &Path, tensors: [(&str, &Tensor); 2]) -> anyhow::Result<()> {
+    let views = tensors.map(|(name, tensor)| {
+        let dtype = match tensor.dtype() {
+            DType::F32 => safetensors::Dtype::F32,
+            DType::F16 => safetensors::Dtype::F16,
+            DType::BF16 => safetensors::Dtype::BF16,
+            DType::U8 => safetensors::Dtype::U8,
+        };
+        TensorView::new(dtype, tensor.shape().dims().to_vec(), tensor.data()).map(|view| (name, view))
+    });
+    let views = views.into_iter().collect::<Result<Vec<_>, _>>()?;
+    safetensors::serialize_to_file(views, None, file).with_context(|| format!("writing {}", file.display()))
+}
+
 // === impl Bench ===
 
 impl Bench {
     /// All runs of a size.
     fn measure(&self, size: Size, facts: &Facts) -> anyhow::Result<Measured> {
         let input = match self.task {
-            Task::Decode => size.latents(facts.latent_channels, facts.spatial_scale)?,
-            Task::Encode => size.picture()?,
+            Task::Decode => size.latents(self.batch, facts.latent_channels, facts.spatial_scale)?,
+            Task::Encode => size.pictures(self.batch)?,
         };
-        let foretold = self.model.working_set_bytes(self.task, 1, size.height, size.width);
+        let foretold = self.model.working_set_bytes(self.task, self.batch, size.height, size.width);
         ensure!(
             foretold <= self.memory.as_u64(),
             "{size} takes {} besides the weights, even in bands; --memory allows {}",
@@ -245,22 +295,29 @@ impl Bench {
             });
         }
         let before = Memory::now();
-        let first = self.run(&input, &bar)?;
+        let (mut answer, first) = self.run(&input, &bar)?;
         bar.suspend(|| say(format_args!("{size}: first run: {}", first.told())));
         let mut later = Vec::with_capacity(usize::from(self.runs));
         for index in 1..=self.runs {
-            let cost = self.run(&input, &bar)?;
+            drop(answer);
+            let cost;
+            (answer, cost) = self.run(&input, &bar)?;
             bar.suspend(|| say(format_args!("{size}: run {index} of {}: {}", self.runs, cost.told())));
             later.push(cost);
         }
         bar.finish_and_clear();
-        Ok(Measured { size, first, later, before, after: Memory::now(), foretold, is_peak_own })
+        let after = Memory::now();
+        if let Some(file) = &self.save {
+            save(file, [("input", &input), ("answer", &answer)])?;
+        }
+        let batch = self.batch;
+        Ok(Measured { size, batch, first, later, before, after, foretold, is_peak_own })
     }
 
-    fn run(&self, input: &Tensor, bar: &ProgressBar) -> anyhow::Result<Cost> {
+    fn run(&self, input: &Tensor, bar: &ProgressBar) -> anyhow::Result<(Tensor, Cost)> {
         let mut watch = Watch(bar);
         let (output, cost) = Cost::of(|| match self.task {
-            Task::Decode => self.model.decode(input, Scaling::NONE, DType::F32, &mut watch),
+            Task::Decode => self.model.decode(input, Scaling::NONE, self.answer, &mut watch),
             Task::Encode => self.model.encode(input, (EncodeMode::Mean, Scaling::NONE), DType::F32, &mut watch),
         });
         let output = output.map_err(|error: EngineError| anyhow::Error::new(error).context("the engine failed"))?;
@@ -268,7 +325,7 @@ impl Bench {
             float::is_finite(&output),
             "the answer holds NaN or infinity: try --precision f32, or look at the weights"
         );
-        Ok(cost)
+        Ok((output, cost))
     }
 
     /// One step for each block of each run; nothing where standard error is no terminal.
@@ -287,13 +344,23 @@ impl Observer for Watch<'_> {
     }
 }
 
-// === impl TaskFlag, PrecisionFlag ===
+// === impl TaskFlag, AnswerFlag, InstructionsFlag, PrecisionFlag ===
 
 impl From<TaskFlag> for Task {
     fn from(flag: TaskFlag) -> Self {
         match flag {
             TaskFlag::Decode => Self::Decode,
             TaskFlag::Encode => Self::Encode,
+        }
+    }
+}
+
+impl From<AnswerFlag> for DType {
+    fn from(flag: AnswerFlag) -> Self {
+        match flag {
+            AnswerFlag::F32 => Self::F32,
+            AnswerFlag::F16 => Self::F16,
+            AnswerFlag::Uint8 => Self::U8,
         }
     }
 }

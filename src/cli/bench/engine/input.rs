@@ -32,15 +32,15 @@ impl Size {
     }
 
     /// Standard normal latents.
-    pub(super) fn latents(self, channels: usize, scale: usize) -> anyhow::Result<Tensor> {
+    pub(super) fn latents(self, n: usize, channels: usize, scale: usize) -> anyhow::Result<Tensor> {
         let mut random = fastrand::Rng::with_seed(SEED);
-        tensor(&[1, channels, self.height / scale, self.width / scale], || normal(&mut random))
+        tensor(&[n, channels, self.height / scale, self.width / scale], || normal(&mut random))
     }
 
-    /// A picture of noise between -1 and 1.
-    pub(super) fn picture(self) -> anyhow::Result<Tensor> {
+    /// Pictures of noise between -1 and 1.
+    pub(super) fn pictures(self, n: usize) -> anyhow::Result<Tensor> {
         let mut random = fastrand::Rng::with_seed(SEED);
-        tensor(&[1, 3, self.height, self.width], || random.f32() * 2.0 - 1.0)
+        tensor(&[n, 3, self.height, self.width], || random.f32() * 2.0 - 1.0)
     }
 }
 
@@ -99,13 +99,13 @@ mod tests {
     #[test]
     fn inputs_are_noise_and_the_same_each_time() {
         let size: Size = "512x256".parse().unwrap();
-        let latents = size.latents(4, 8).unwrap();
+        let latents = size.latents(1, 4, 8).unwrap();
         assert_eq!(latents.shape().dims(), [1, 4, 32, 64]);
-        assert!(latents == size.latents(4, 8).unwrap());
+        assert!(latents == size.latents(1, 4, 8).unwrap());
         let values: Vec<f64> = crate::float::values(latents.data()).map(f64::from).collect();
         let moment = |k: i32| values.iter().map(|v| v.powi(k)).sum::<f64>() / values.len() as f64;
         assert!(moment(1).abs() < 0.05 && (moment(2) - 1.0).abs() < 0.1, "{} {}", moment(1), moment(2));
-        let picture = size.picture().unwrap();
+        let picture = size.pictures(1).unwrap();
         assert_eq!(picture.shape().dims(), [1, 3, 256, 512]);
         assert!(crate::float::values(picture.data()).all(|value| (-1.0..=1.0).contains(&value)));
     }

@@ -34,6 +34,8 @@ pub(super) struct Memory {
 #[derive(Clone, Debug)]
 pub(super) struct Measured {
     pub(super) size: Size,
+    /// Pictures of a run.
+    pub(super) batch: usize,
     pub(super) first: Cost,
     /// One at least.
     pub(super) later: Vec<Cost>,
@@ -79,7 +81,7 @@ impl Measured {
 
     /// Millions of pixels a second, by the median.
     pub(super) fn megapixels_per_second(&self) -> f64 {
-        self.size.pixels() as f64 / 1e6 / self.median().wall.as_secs_f64()
+        (self.batch * self.size.pixels()) as f64 / 1e6 / self.median().wall.as_secs_f64()
     }
 }
 
@@ -151,7 +153,16 @@ mod tests {
         let memory = Memory { resident: None, peak: None };
         let size = Size { width: 1000, height: 500 };
         let (before, after) = (memory, memory);
-        Measured { size, first: cost(900, 900), later: later.to_vec(), before, after, foretold: 1, is_peak_own: true }
+        Measured {
+            size,
+            batch: 1,
+            first: cost(900, 900),
+            later: later.to_vec(),
+            before,
+            after,
+            foretold: 1,
+            is_peak_own: true,
+        }
     }
 
     #[test]

@@ -63,6 +63,7 @@ impl Report<'_> {
             "task": self.task.label(),
             "width": measured.size.width,
             "height": measured.size.height,
+            "batch": measured.batch,
             "precision": self.precision(),
             "device": self.device.to_string(),
             "processor": self.machine.processor,
