@@ -1,0 +1,512 @@
+#!/usr/bin/env python3
+"""The engine on an NVIDIA GPU beside PyTorch on the same: first whether the numbers agree, then what they cost, in turns.
+
+    python3 tools/bench_engine/gpu.py --latentgate target/cuda/release/latentgate
+
+For a machine with a GPU, Python and a PyTorch for it, and no Rust: the program is built elsewhere (tools/cuda/build.sh) and finds
+CUDA's libraries where PyTorch has them. Models are of full size with random weights (kl.py), 0.9 GB in --folder.
+
+What is done, in this order, until --minutes are over; what was not reached is named:
+  1. parity: answers at 256 x 256 beside PyTorch's in f32 (TF32 off), as relative L2 distances, PyTorch's own in the same
+     precision beside them; no NaN; the bytes made on the GPU beside those of the f16 numbers by the protocol's formula;
+  2. speed: each model, task, size and precision, then batches. A process of ours loads, runs once and then --runs times;
+     PyTorch (channels_last, inference_mode, cudnn.benchmark) does as much in a process that stays; --rounds in turns. Latency is
+     from numbers on the host to pixels (3 bytes each) or latents (f32) on the host. torch.compile takes a minute for each
+     shape, so that it is measured where --compile says: `first` (one shape), `all` or `none`.
+Memory is by how much the whole GPU's use grew at the peak, as NVML tells it, so nobody else should be on it.
+
+--raw FILE gets a line of JSON for everything that was measured. --table FILE prints the tables of such a file and needs no GPU;
+--check tests this script by itself on the CPU.
+"""
+import argparse
+import ctypes
+import json
+import os
+import pathlib
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+OURS, EAGER, COMPILED = "latentgate", "torch eager", "torch.compile"
+BOUNDS = {"f32": 1e-4, "f16": 2e-2, "bf16": 2e-2}
+
+
+def say(line):
+    print(line, file=sys.stderr, flush=True)
+
+
+def listed(choices=None, kind=str):
+    def parse(text):
+        words = text.split(",")
+        if choices and (unknown := sorted(set(words) - set(choices))):
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: wanted of {', '.join(choices)}")
+        return [kind(word) for word in words]
+
+    return parse
+
+
+def arguments_of(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ["sd-v1", "sd-xl", "flux"]
+    parser.add_argument("--latentgate", type=pathlib.Path, default=HERE.parents[1] / "target/cuda/release/latentgate")
+    parser.add_argument("--model", type=listed(names), default=",".join(names), help="default: all three")
+    parser.add_argument("--task", type=listed(["decode", "encode"]), default="decode,encode", help="default: both")
+    parser.add_argument("--size", type=listed(kind=int), default="1024,512,2048", help="default: 1024,512,2048")
+    parser.add_argument("--precision", type=listed(list(BOUNDS)), default="f16,bf16", help="default: f16,bf16")
+    parser.add_argument("--batch", type=listed(kind=int), default="1,2,4", help="above 1 at 512; default: 1,2,4")
+    parser.add_argument("--compile", choices=["first", "all", "none"], default="first", help="default: first")
+    parser.add_argument("--rounds", type=int, default=2, help="default: 2")
+    parser.add_argument("--runs", type=int, default=5, help="of a process, after its first; default: 5")
+    parser.add_argument("--minutes", type=float, default=10.0, help="nothing is begun after so many; default: 10")
+    parser.add_argument("--device", type=int, default=0, help="ordinal of the GPU; default: 0")
+    parser.add_argument("--folder", type=pathlib.Path, help="where models are kept; default: a temporary one")
+    parser.add_argument("--raw", type=pathlib.Path, help="file that lines of JSON are appended to")
+    parser.add_argument("--skip-parity", action="store_true")
+    parser.add_argument("--table", type=pathlib.Path, metavar="FILE", help="print the tables of a --raw file")
+    parser.add_argument("--check", action="store_true", help="test this script; needs torch, no GPU")
+    parser.add_argument("--torch-worker", metavar="FOLDER", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.rounds < 1 or arguments.runs < 1:
+        parser.error("--rounds and --runs: at least 1")
+    if any(size % 8 or size < 64 for size in arguments.size):
+        parser.error("--size: multiples of 8, from 64 on")
+    return arguments
+
+
+# === the GPU and the program ===
+
+
+class Memory:
+    """Peak of the GPU's memory in use, above what was in use before; `None` where NVML does not tell."""
+
+    def __init__(self, device):
+        self.device, self.library = device, None
+        try:
+            library = ctypes.CDLL("libnvidia-ml.so.1")
+            self.handle = ctypes.c_void_p()
+            if library.nvmlInit_v2() == 0:
+                if library.nvmlDeviceGetHandleByIndex_v2(device, ctypes.byref(self.handle)) == 0:
+                    self.library = library
+        except OSError:
+            say("no libnvidia-ml.so.1: memory is unknown")
+
+    def used(self):
+        numbers = (ctypes.c_ulonglong * 3)()
+        if self.library is None or self.library.nvmlDeviceGetMemoryInfo(self.handle, numbers) != 0:
+            return None
+        return numbers[2]
+
+    def __enter__(self):
+        self.before = self.most = self.used()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def watch(self):
+        while self.before is not None and not self.over.wait(0.005):
+            self.most = max(self.most, self.used() or 0)
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+
+    def peak(self):
+        return None if self.before is None else self.most - self.before
+
+
+def libraries():
+    """Where PyTorch's wheels have CUDA's libraries."""
+    found = []
+    for path in sys.path:
+        found += sorted(str(it) for it in pathlib.Path(path).glob("nvidia/*/lib") if it.is_dir())
+    return found
+
+
+def environment(arguments):
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("LATENTGATE")}
+    paths = [*libraries(), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    return {**inherited, "LATENTGATE__ENGINE__DEVICE": f"cuda:{arguments.device}", "LD_LIBRARY_PATH": ":".join(paths)}
+
+
+def ours(arguments, cell, *more):
+    """What `latentgate bench engine` measures."""
+    argv = [str(arguments.latentgate), "bench", "engine", cell["folder"], "--task", cell["task"]]
+    argv += ["--size", str(cell["size"]), "--batch", str(cell["batch"]), "--precision", cell["precision"]]
+    argv += ["--runs", str(cell["runs"]), "--memory", "1TiB", "--json", *more]
+    done = subprocess.run(argv, env=environment(arguments), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(argv)} failed:\n{done.stderr}{done.stdout}")
+    found = json.loads(done.stdout)
+    if found["precision"] != cell["precision"] or not found["device"].startswith("cuda"):
+        raise RuntimeError(f"asked for {cell['precision']} on a GPU, got {found['precision']} on {found['device']}")
+    return found
+
+
+# === PyTorch ===
+
+
+def torch_worker(folder, commands, answers, device):
+    """Runs what it is told, a line of JSON each, until there is no more."""
+    import torch
+
+    sys.path.insert(0, str(HERE))
+    import kl
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    name = pathlib.Path(folder).name
+    latents, has_quant, _ = kl.MODELS[name]
+    weights = {key: value.float() for key, value in kl.read(f"{folder}/diffusion_pytorch_model.safetensors").items()}
+    dtypes = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+    models, compiled = {}, {}
+
+    def model_of(precision):
+        if precision not in models:
+            models.clear()
+            compiled.clear()
+            model = kl.AutoencoderKL(latents, has_quant)
+            model.load_state_dict(weights)
+            models[precision] = model.eval().to(device, dtypes[precision]).to(memory_format=torch.channels_last)
+        return models[precision]
+
+    def run(call, cell, x):
+        x = x.to(device, dtypes[cell["precision"]]).contiguous(memory_format=torch.channels_last)
+        y = call(x)
+        if cell["task"] == "decode" and not cell.get("keep"):
+            y = (y * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+            return y.cpu()
+        return y.float().contiguous().cpu()
+
+    for line in commands:
+        cell = json.loads(line)
+        model = model_of(cell["precision"])
+        call = getattr(model, cell["task"])
+        if cell.get("compiled"):
+            key = cell["task"], cell["size"], cell["batch"]
+            call = compiled.setdefault(key, torch.compile(call))
+        with torch.inference_mode():
+            if "keep" in cell:
+                kept = kl.read(cell["keep"])
+                want, got = run(call, cell, kept["input"]), kept["answer"].float()
+                apart = float((got - want).norm() / want.norm()) if cell["precision"] == "f32" else None
+                torch.save(want, cell["into"])
+                found = {"distance": apart, "finite": bool(got.isfinite().all() and want.isfinite().all())}
+            else:
+                side = cell["size"] // 8 if cell["task"] == "decode" else cell["size"]
+                x = torch.randn(cell["batch"], latents if cell["task"] == "decode" else 3, side, side)
+                walls = []
+                for _ in range(cell["runs"] + 1):
+                    began = time.perf_counter()
+                    run(call, cell, x)
+                    walls.append(time.perf_counter() - began)
+                found = {"wall_first_seconds": walls[0], "wall_median_seconds": statistics.median(walls[1:])}
+        if device != "cpu":
+            torch.cuda.empty_cache()
+        print(json.dumps(found), file=answers, flush=True)
+
+
+class Torch:
+    """A process that has PyTorch and one model."""
+
+    def __init__(self, arguments, folder):
+        argv = [sys.executable, str(HERE / "gpu.py"), "--torch-worker", str(folder), "--device", str(arguments.device)]
+        self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, cell):
+        self.process.stdin.write(json.dumps(cell) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("PyTorch's process ended; what it says stands above")
+        return json.loads(line)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+# === what is measured ===
+
+
+def shown_bytes(torch, halves):
+    """What the protocol's servers make of f16 numbers `[n, 3, h, w]`: each operation rounded to f16, then to a byte."""
+    unit = (halves.half() * 0.5 + 0.5).clamp(0, 1)
+    return (unit.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def parity(arguments, record, torch, kl, name, folder, other):
+    """Distances of each precision and task from f32 by PyTorch."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for task in arguments.task:
+            for precision in ["f32", "f16", "bf16"]:
+                cell = {"folder": str(folder), "task": task, "size": 256, "batch": 2, "runs": 1, "precision": precision}
+                kept, exact, same = (f"{scratch}/{it}" for it in ["kept.safetensors", "exact.pt", "same.pt"])
+                ours(arguments, cell, "--save", kept)
+                found = other.ask({**cell, "precision": "f32", "keep": kept, "into": exact})
+                want, got = torch.load(exact), kl.read(kept)["answer"].float()
+                line = {"kind": "parity", "model": name, "task": task, "precision": precision, "finite": found["finite"]}
+                line["distance"] = float((got - want).norm() / want.norm())
+                if precision != "f32":
+                    other.ask({**cell, "keep": kept, "into": same})
+                    line["distance_of_torch"] = float((torch.load(same) - want).norm() / want.norm())
+                if task == "decode":
+                    ours(arguments, cell, "--answer", "f16", "--save", kept)
+                    shown = shown_bytes(torch, kl.read(kept)["answer"])
+                    ours(arguments, cell, "--answer", "uint8", "--save", kept)
+                    line["bytes_apart"] = int((kl.read(kept)["answer"] != shown).sum())
+                line["holds"] = holds(line)
+                record(line)
+
+
+def holds(line):
+    is_near = line["distance"] <= BOUNDS[line["precision"]]
+    return bool(line["finite"] and is_near and line.get("bytes_apart", 0) == 0)
+
+
+def cells_of(arguments):
+    """What is measured, the most telling first."""
+    sizes = [(size, 1) for size in arguments.size] + [(512, batch) for batch in arguments.batch if batch > 1]
+    for size, batch in sizes:
+        for task in arguments.task:
+            for precision in arguments.precision:
+                for name in arguments.model:
+                    yield {"model": name, "task": task, "size": size, "batch": batch, "precision": precision}
+
+
+def speed(arguments, record, memory, cell, others, chance):
+    everybody = [OURS, EAGER]
+    is_first = not getattr(arguments, "has_compiled", False)
+    if arguments.compile == "all" or (arguments.compile == "first" and is_first):
+        arguments.has_compiled = True
+        everybody.append(COMPILED)
+    cell = {**cell, "runs": arguments.runs, "folder": str(arguments.folder / cell["model"])}
+    for round_ in range(1, arguments.rounds + 1):
+        for who in chance.sample(everybody, len(everybody)):
+            line = {"kind": "speed", "who": who, "round": round_, **{k: v for k, v in cell.items() if k != "folder"}}
+            with memory:
+                if who == OURS:
+                    more = ["--answer", "uint8"] if cell["task"] == "decode" else []
+                    found = ours(arguments, cell, *more)
+                else:
+                    found = others[cell["model"]].ask({**cell, "compiled": who == COMPILED})
+            line["wall_first_seconds"] = found["wall_first_seconds"]
+            line["wall_median_seconds"] = found["wall_median_seconds"]
+            line["memory_bytes"] = memory.peak()
+            record(line)
+
+
+# === tables ===
+
+
+def tables(lines):
+    """Of everything that was recorded."""
+    out = [line["text"] for line in lines if line["kind"] == "machine"]
+    found = [line for line in lines if line["kind"] == "parity"]
+    if found:
+        out += ["", "| model | task | precision | distance from f32 | PyTorch's | bytes apart | |", "|---" * 7 + "|"]
+    for line in found:
+        theirs = f"{line['distance_of_torch']:.1e}" if "distance_of_torch" in line else ""
+        row = [line["model"], line["task"], line["precision"], f"{line['distance']:.1e}", theirs]
+        row += [str(line.get("bytes_apart", "")), "holds" if line["holds"] else "**DOES NOT HOLD**"]
+        out.append(f"| {' | '.join(row)} |")
+    groups = {}
+    for line in lines:
+        if line["kind"] == "speed":
+            key = tuple(line[it] for it in ["model", "task", "size", "batch", "precision"])
+            groups.setdefault(key, {}).setdefault(line["who"], []).append(line)
+    if groups:
+        head = ["model", "task", "size", "batch", "precision", "latentgate", "torch eager", "ratio", "torch.compile"]
+        head += ["pictures/s: latentgate, eager", "GPU memory: latentgate, eager"]
+        out += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for key, sides in groups.items():
+        wall = {who: statistics.median(it["wall_median_seconds"] for it in found) for who, found in sides.items()}
+        row = [str(it) for it in key] + [milliseconds(wall.get(OURS)), milliseconds(wall.get(EAGER))]
+        row.append(f"{wall[OURS] / wall[EAGER]:.2f}" if OURS in wall and EAGER in wall else "")
+        row.append(milliseconds(wall.get(COMPILED)))
+        row.append(", ".join(f"{key[3] / wall[who]:.1f}" if who in wall else "-" for who in (OURS, EAGER)))
+        row.append(", ".join(mebibytes(sides.get(who, [])) for who in (OURS, EAGER)))
+        out.append(f"| {' | '.join(row)} |")
+    out += [f"not reached: {line['text']}" for line in lines if line["kind"] == "left"]
+    out += [f"FAILED: {line['text']}" for line in lines if line["kind"] == "failed"]
+    return out
+
+
+def milliseconds(seconds):
+    return "" if seconds is None else f"{seconds * 1e3:.1f} ms"
+
+
+def mebibytes(found):
+    sizes = [line["memory_bytes"] for line in found if line["memory_bytes"] is not None]
+    return f"{max(sizes) / 2**20:.0f} MiB" if sizes else "unknown"
+
+
+# === the whole ===
+
+
+def measure(arguments):
+    began = time.monotonic()
+    if not arguments.latentgate.is_file():
+        sys.exit(f"{arguments.latentgate}: not there; build it (tools/cuda/build.sh), or say --latentgate")
+    try:
+        import torch
+    except ImportError:
+        sys.exit("this Python has no torch; run the script with one that has a PyTorch for CUDA")
+    if not torch.cuda.is_available():
+        sys.exit(f"torch {torch.__version__} finds no NVIDIA GPU here: nothing to measure (--check and --table need none)")
+    sys.path.insert(0, str(HERE))
+    import kl
+
+    lines = []
+
+    def record(line):
+        lines.append(line)
+        text = json.dumps(line)
+        say(text)
+        if arguments.raw:
+            with arguments.raw.open("a") as raw:
+                raw.write(text + "\n")
+
+    properties = torch.cuda.get_device_properties(arguments.device)
+    version = f"torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
+    record({"kind": "machine", "text": f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB; {version}"})
+    temporary = None
+    if arguments.folder is None:
+        temporary = tempfile.TemporaryDirectory()
+        arguments.folder = pathlib.Path(temporary.name)
+    others, memory, chance = {}, Memory(arguments.device), random.Random(1)
+    try:
+        for name in arguments.model:
+            if not (arguments.folder / name / "config.json").is_file():
+                say(f"drawing {name}")
+                kl.save(arguments.folder / name, name, kl.seeded(name))
+            others[name] = Torch(arguments, arguments.folder / name)
+            if not arguments.skip_parity:
+                attempt(record, f"parity of {name}", parity, arguments, record, torch, kl, name, arguments.folder / name, others[name])
+        for cell in cells_of(arguments):
+            told = " ".join(str(it) for it in cell.values())
+            if time.monotonic() - began > arguments.minutes * 60:
+                record({"kind": "left", "text": told})
+                continue
+            attempt(record, told, speed, arguments, record, memory, cell, others, chance)
+    except KeyboardInterrupt:
+        say("stopped: what there is so far")
+    finally:
+        for other in others.values():
+            other.close()
+        print("\n".join(tables(lines)))
+        if temporary:
+            temporary.cleanup()
+    broken = [line for line in lines if line["kind"] == "failed" or not line.get("holds", True)]
+    sys.exit(1 if broken else 0)
+
+
+def attempt(record, told, work, *given):
+    """One failure is told and does not end the rest."""
+    try:
+        work(*given)
+    except RuntimeError as error:
+        record({"kind": "failed", "text": f"{told}: {error}"})
+
+
+def check():
+    """This script by itself, on the CPU."""
+    import torch
+
+    sys.path.insert(0, str(HERE))
+    import kl
+
+    canned = [
+        {"kind": "machine", "text": "a GPU"},
+        {"kind": "parity", "model": "flux", "task": "decode", "precision": "f16", "distance": 1e-3, "finite": True,
+         "distance_of_torch": 2e-3, "bytes_apart": 0, "holds": True},
+        {"kind": "parity", "model": "flux", "task": "encode", "precision": "f32", "distance": 1.0, "finite": True,
+         "holds": False},
+    ]
+    for who, wall, memory in [(OURS, 0.01, 2**30), (OURS, 0.03, 2**31), (EAGER, 0.04, None), (COMPILED, 0.02, 0)]:
+        cell = {"model": "flux", "task": "decode", "size": 512, "batch": 2, "precision": "f16", "memory_bytes": memory}
+        canned.append({"kind": "speed", "who": who, "wall_median_seconds": wall, **cell})
+    canned.append({"kind": "left", "text": "flux decode 2048"})
+    text = "\n".join(tables(canned))
+    for wanted in ["| flux | decode | f16 | 1.0e-03 | 2.0e-03 | 0 | holds |", "**DOES NOT HOLD**", "not reached: flux",
+                   "| 20.0 ms | 40.0 ms | 0.50 | 20.0 ms | 100.0, 50.0 | 2048 MiB, unknown |"]:
+        assert wanted in text, f"{wanted} is not in\n{text}"
+    assert not holds({"distance": float("nan"), "finite": False, "precision": "f32"})
+    assert not holds({"distance": 0.0, "finite": True, "precision": "f16", "bytes_apart": 1})
+    first = next(cells_of(arguments_of([])))
+    assert first == {"model": "sd-v1", "task": "decode", "size": 1024, "batch": 1, "precision": "f16"}, first
+    for wrong in [["--size", "100"], ["--model", "nobody"], ["--rounds", "0"]]:
+        try:
+            arguments_of(wrong)
+        except SystemExit:
+            continue
+        raise AssertionError(f"{wrong} is taken")
+    shown = shown_bytes(torch, torch.tensor([-1.0, 1.0, 0.0, 9.0, float("-inf"), 0.5]).reshape(1, 3, 1, 2))
+    assert shown.flatten().tolist() == [0, 128, 0, 255, 255, 191], shown
+    is_like_diffusers(torch, kl)
+    with tempfile.TemporaryDirectory() as folder:
+        checked_worker(torch, kl, pathlib.Path(folder))
+    print("gpu.py: checked; nothing was measured")
+
+
+def is_like_diffusers(torch, kl):
+    try:
+        import diffusers
+    except ImportError:
+        return print("NOT RUN: no diffusers here: kl.py is AutoencoderKL")
+    for latents, has_quant in [(4, True), (16, False)]:
+        small = {"block_out_channels": [8, 16, 16], "norm_num_groups": 4, "layers_per_block": 1}
+        theirs = diffusers.AutoencoderKL(
+            latent_channels=latents, use_quant_conv=has_quant, use_post_quant_conv=has_quant, **small,
+            down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
+        ).eval()
+        model = kl.AutoencoderKL(latents, has_quant, [8, 16, 16], 1, 4).eval()
+        model.load_state_dict(theirs.state_dict())
+        with torch.inference_mode():
+            z, x = torch.randn(2, latents, 6, 4), torch.randn(1, 3, 24, 40)
+            torch.testing.assert_close(model.decode(z), theirs.decode(z).sample)
+            torch.testing.assert_close(model.encode(x), theirs.encode(x).latent_dist.mode())
+
+
+def checked_worker(torch, kl, folder):
+    """PyTorch's process, on the CPU and with a small model in place of sd-v1."""
+    import io
+
+    kl.WIDTHS, kl.GROUPS = [8, 16], 4
+    model = kl.AutoencoderKL(4, True, kl.WIDTHS, kl.LAYERS, kl.GROUPS).eval()
+    kl.AutoencoderKL.__init__.__defaults__ = (kl.WIDTHS, kl.LAYERS, kl.GROUPS)
+    kl.save(folder / "sd-v1", "sd-v1", model)
+    read = kl.read(folder / "sd-v1/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(read[key], value) for key, value in model.state_dict().items())
+    cells = [
+        {"task": "decode", "size": 64, "batch": 2, "precision": "f32", "runs": 2},
+        {"task": "encode", "size": 64, "batch": 1, "precision": "bf16", "runs": 1},
+    ]
+    answers = io.StringIO()
+    torch_worker(folder / "sd-v1", [json.dumps(cell) for cell in cells], answers, "cpu")
+    found = [json.loads(line) for line in answers.getvalue().splitlines()]
+    assert len(found) == 2 and all(it["wall_median_seconds"] > 0 for it in found), found
+
+
+def main(argv=None):
+    arguments = arguments_of(argv)
+    if arguments.torch_worker:
+        # Answers go out here alone: whatever else is printed is for people.
+        answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+        torch_worker(arguments.torch_worker, sys.stdin, answers, f"cuda:{arguments.device}")
+    elif arguments.table:
+        print("\n".join(tables([json.loads(line) for line in arguments.table.read_text().splitlines()])))
+    elif arguments.check:
+        check()
+    else:
+        measure(arguments)
+
+
+if __name__ == "__main__":
+    main()
