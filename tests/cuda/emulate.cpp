@@ -12,6 +12,10 @@
 //        which must be of the type that the kernel takes: a launch on a GPU would read what lies there as such
 //   out: the bytes of each buffer, in the order of the arguments.
 // Errors end the program with a line on stderr.
+// Some systems hide coroutines from whoever does not say this.
+#ifndef _XOPEN_SOURCE
+#define _XOPEN_SOURCE 700
+#endif
 #include <ucontext.h>
 
 #include <cmath>

@@ -13,7 +13,8 @@ What is done, in this order, until --minutes are over; what was not reached is n
      PyTorch (channels_last, inference_mode, cudnn.benchmark) does as much in a process that stays; --rounds in turns. Latency is
      from numbers on the host to pixels (3 bytes each) or latents (f32) on the host. torch.compile takes a minute for each
      shape, so that it is measured where --compile says: `first` (one shape), `all` or `none`.
-Memory is by how much the whole GPU's use grew at the peak, as NVML tells it, so nobody else should be on it.
+Memory of ours is by how much the whole GPU's use grew at the peak, as NVML tells it, so nobody else should be on it; PyTorch's is
+what its allocator had reserved, and what its process took of the GPU when it began. Weights and CUDA itself are in both.
 
 --raw FILE gets a line of JSON for everything that was measured. --table FILE prints the tables of such a file and needs no GPU;
 --check tests this script by itself on the CPU.
@@ -164,7 +165,19 @@ def torch_worker(folder, commands, answers, device):
     latents, has_quant, _ = kl.MODELS[name]
     weights = {key: value.float() for key, value in kl.read(f"{folder}/diffusion_pytorch_model.safetensors").items()}
     dtypes = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-    models, compiled = {}, {}
+    models, compiled, begun = {}, {}, []
+    of_process = Memory(int(device.split(":")[1])) if device != "cpu" else None
+
+    def memory():
+        """Of this process; it is asked once before there is anything on the GPU."""
+        if of_process is None or of_process.used() is None:
+            return None
+        if not begun:
+            before = of_process.used()
+            torch.zeros(1, device=device)
+            torch.cuda.synchronize()
+            begun.append(of_process.used() - before - torch.cuda.memory_reserved())
+        return begun[0] + torch.cuda.max_memory_reserved()
 
     def model_of(precision):
         if precision not in models:
@@ -185,7 +198,10 @@ def torch_worker(folder, commands, answers, device):
 
     for line in commands:
         cell = json.loads(line)
+        memory()
         model = model_of(cell["precision"])
+        if device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
         call = getattr(model, cell["task"])
         if cell.get("compiled"):
             key = cell["task"], cell["size"], cell["batch"]
@@ -206,6 +222,7 @@ def torch_worker(folder, commands, answers, device):
                     run(call, cell, x)
                     walls.append(time.perf_counter() - began)
                 found = {"wall_first_seconds": walls[0], "wall_median_seconds": statistics.median(walls[1:])}
+        found["memory_bytes"] = memory()
         if device != "cpu":
             torch.cuda.empty_cache()
         print(json.dumps(found), file=answers, flush=True)
@@ -289,15 +306,15 @@ def speed(arguments, record, memory, cell, others, chance):
     for round_ in range(1, arguments.rounds + 1):
         for who in chance.sample(everybody, len(everybody)):
             line = {"kind": "speed", "who": who, "round": round_, **{k: v for k, v in cell.items() if k != "folder"}}
-            with memory:
-                if who == OURS:
-                    more = ["--answer", "uint8"] if cell["task"] == "decode" else []
-                    found = ours(arguments, cell, *more)
-                else:
-                    found = others[cell["model"]].ask({**cell, "compiled": who == COMPILED})
+            if who == OURS:
+                with memory:
+                    found = ours(arguments, cell, *(["--answer", "uint8"] if cell["task"] == "decode" else []))
+                found["memory_bytes"] = memory.peak()
+            else:
+                found = others[cell["model"]].ask({**cell, "compiled": who == COMPILED})
             line["wall_first_seconds"] = found["wall_first_seconds"]
             line["wall_median_seconds"] = found["wall_median_seconds"]
-            line["memory_bytes"] = memory.peak()
+            line["memory_bytes"] = found["memory_bytes"]
             record(line)
 
 
@@ -387,7 +404,8 @@ def measure(arguments):
                 kl.save(arguments.folder / name, name, kl.seeded(name))
             others[name] = Torch(arguments, arguments.folder / name)
             if not arguments.skip_parity:
-                attempt(record, f"parity of {name}", parity, arguments, record, torch, kl, name, arguments.folder / name, others[name])
+                given = arguments, record, torch, kl, name, arguments.folder / name, others[name]
+                attempt(record, f"parity of {name}", parity, *given)
         for cell in cells_of(arguments):
             told = " ".join(str(it) for it in cell.values())
             if time.monotonic() - began > arguments.minutes * 60:
