@@ -1,4 +1,5 @@
-//! Compiles the protos without protoc, writes the descriptor sets for reflection, and tells the binary its commit.
+//! Compiles the protos without protoc, writes the descriptor sets for reflection, tells the binary its commit, and for the feature
+//! `cudnn` compiles the kernels.
 
 use std::{
     error::Error,
@@ -11,6 +12,7 @@ use prost::Message as _;
 
 const LATENTS: &str = "latentgate/v1/latents.proto";
 const CACHE_ADMIN: &str = "latentgate/v1/cache_admin.proto";
+const KERNELS: &str = "src/backend/local/engine/cuda/kernels.cu";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -18,6 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     latents(&out)?;
     cache_admin(&out)?;
+    kernels(&out)?;
     println!("cargo:rustc-env=LATENTGATE_COMMIT={}", commit());
     println!("cargo:rerun-if-env-changed=LATENTGATE_COMMIT");
     println!("cargo:rerun-if-changed=.git/HEAD");
@@ -57,6 +60,33 @@ fn cache_admin(out: &Path) -> Result<(), Box<dyn Error>> {
         }
     }
     builder.compile_fds(descriptors)?;
+    Ok(())
+}
+
+/// The kernels as PTX, which the GPU's driver translates: by `$NVCC`, for `$CUDA_COMPUTE_CAP` and what is newer, as candle's own
+/// build has it.
+fn kernels(out: &Path) -> Result<(), Box<dyn Error>> {
+    #[expect(clippy::disallowed_methods, reason = "cargo speaks to build scripts through the environment")]
+    let told = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    println!("cargo:rerun-if-changed={KERNELS}");
+    println!("cargo:rerun-if-env-changed=NVCC");
+    println!("cargo:rerun-if-env-changed=CUDA_COMPUTE_CAP");
+    if told("CARGO_FEATURE_CUDNN").is_none() {
+        return Ok(());
+    }
+    let nvcc = told("NVCC").unwrap_or_else(|| "nvcc".to_owned());
+    // `8.0` and `90a` are other spellings; what a GPU has that its successors have not, the `a`, is not used.
+    let capability: String = told("CUDA_COMPUTE_CAP")
+        .map_or_else(|| "80".to_owned(), |it| it.chars().filter(char::is_ascii_digit).collect());
+    let ran = Command::new(&nvcc)
+        .args(["--ptx", "-std=c++17", "-O3"])
+        .arg(format!("-gencode=arch=compute_{capability},code=compute_{capability}"))
+        .args([Path::new("--output-directory"), out, Path::new(KERNELS)])
+        .output()
+        .map_err(|error| format!("{nvcc}, which $NVCC names, does not run: {error}"))?;
+    if !ran.status.success() {
+        return Err(format!("{nvcc} does not compile {KERNELS}:\n{}", String::from_utf8_lossy(&ran.stderr)).into());
+    }
     Ok(())
 }
 

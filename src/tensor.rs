@@ -3,7 +3,7 @@
 //! A tensor here is what the wire and the cache hold: row-major, little-endian, contiguous, validated once. Candle's
 //! tensors exist only inside a compute call. Nothing in this file allocates by a size that a client declared.
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use bytes::Bytes;
 
@@ -197,9 +197,17 @@ impl Tensor {
     /// The first along the outermost dimension, which stays as a dimension of 1: `[n, ...]` to `[1, ...]`. No copy.
     #[must_use]
     pub fn first(&self) -> Self {
+        self.some(0..1)
+    }
+
+    /// Those along the outermost dimension that `range` names, which it must have. No copy.
+    #[must_use]
+    pub fn some(&self, range: Range<usize>) -> Self {
         let mut shape = self.shape.clone();
         shape.dims[0] = 1;
-        let data = self.data.slice(..shape.bytes(self.dtype) as usize);
+        let each = shape.bytes(self.dtype) as usize;
+        shape.dims[0] = range.len();
+        let data = self.data.slice(range.start * each..range.end * each);
         Self { dtype: self.dtype, shape, data }
     }
 

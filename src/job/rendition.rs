@@ -87,9 +87,11 @@ impl Output {
         }
     }
 
-    /// Makes this form of the decoder's numbers, `[n, 3, h, w]`: f32, or f16 where no f32 is wanted. Blocks.
+    /// Makes this form of the decoder's numbers, `[n, 3, h, w]`: f32, or f16 where no f32 is wanted; or of the pixels that the
+    /// engine has made of them already, u8 `[n, h, w, 3]`. Blocks.
     pub fn of_decoded(self, numbers: &Tensor) -> Result<Rendition, RenditionError> {
         match self {
+            _ if numbers.dtype() == DType::U8 => self.of_pixels(numbers),
             Self::Tensor(dtype) => Ok(Rendition::of(cast(numbers, dtype)?)),
             Self::Unit => Ok(Rendition::of(render::unit(&cast(numbers, DType::F16)?)?)),
             _ => self.of_pixels(&render::uint8(&cast(numbers, DType::F16)?)?),

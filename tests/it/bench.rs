@@ -88,6 +88,28 @@ fn directories_files_and_several_sizes_are_measured() {
 }
 
 #[test]
+fn batches_are_measured_and_the_answer_is_kept_where_it_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kept.safetensors");
+    let kept = file.to_str().unwrap();
+    let output =
+        run(&[&fixture("taesd"), "--size", "64x32", "--runs", "1", "--batch", "3", "--answer", "f16", "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found: Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+    let pixels = 3.0 * 64.0 * 32.0 / 1e6;
+    let speed = found["megapixels_per_second"].as_f64().unwrap() * found["wall_median_seconds"].as_f64().unwrap();
+    assert!(found["batch"] == 3 && (speed / pixels - 1.0).abs() < 1e-6, "{found}");
+
+    let output = run(&[&fixture("taesd"), "--size", "64x32", "--runs", "1", "--batch", "2", "--save", kept]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let bytes = std::fs::read(&file).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(tensors.tensor("input").unwrap().shape(), [2, 4, 4, 8]);
+    let answer = tensors.tensor("answer").unwrap();
+    assert_eq!((answer.dtype(), answer.shape()), (safetensors::Dtype::F32, &[2, 3, 32, 64][..]));
+}
+
+#[test]
 fn what_cannot_be_measured_is_told_with_a_remedy() {
     let bare = tempfile::tempdir().unwrap();
     let alone = bare.path().join("alone.safetensors");
@@ -98,6 +120,8 @@ fn what_cannot_be_measured_is_told_with_a_remedy() {
         (vec!["builtin", "--size", "60"], 1, "multiples of 8"),
         (vec!["builtin", "--size", "64,big"], 2, "WIDTHxHEIGHT"),
         (vec!["builtin", "--runs", "0"], 2, "1..=1000"),
+        (vec!["builtin", "--size", "64,128", "--save", "nowhere"], 1, "--save takes one"),
+        (vec!["builtin", "--size", "64", "--answer", "uint8"], 1, "the engine failed"),
         (vec!["builtin", "--like", "flux"], 1, "--like is for files"),
         (vec![alone, "--size", "64"], 1, "--like names another"),
         (vec![alone, "--like", "nobody"], 1, "no model is known"),

@@ -116,19 +116,18 @@ fn distance(got: &Tensor, want: &Tensor) -> f64 {
 }
 
 /// The largest distance over all recorded decodes and encodes.
-fn worst(fixture: &Fixture, precision: Precision) -> (f64, f64) {
-    let engine = fixture.load(precision);
+fn worst(fixture: &Fixture, engine: &Autoencoder) -> (f64, f64) {
     let (mut decode, mut encode) = (0.0f64, 0.0f64);
     for (latents, want) in fixture.pairs("latents", "decoded") {
         let mut count = Count(0);
         let got = engine.decode(latents, RAW, DType::F32, &mut count).unwrap();
-        assert_eq!(count.0, steps(&engine, Task::Decode, got.shape()));
+        assert_eq!(count.0, steps(engine, Task::Decode, got.shape()));
         decode = decode.max(distance(&got, want));
     }
     for (picture, want) in fixture.pairs("picture", "encoded") {
         let mut count = Count(0);
         let got = engine.encode(picture, (EncodeMode::Mean, RAW), DType::F32, &mut count).unwrap();
-        assert_eq!(count.0, steps(&engine, Task::Encode, picture.shape()));
+        assert_eq!(count.0, steps(engine, Task::Encode, picture.shape()));
         encode = encode.max(distance(&got, want));
     }
     (decode, encode)
@@ -137,7 +136,8 @@ fn worst(fixture: &Fixture, precision: Precision) -> (f64, f64) {
 #[test]
 fn f32_matches_diffusers() {
     for name in FAMILIES {
-        let (decode, encode) = worst(&fixture(name), Precision::F32);
+        let fixture = fixture(name);
+        let (decode, encode) = worst(&fixture, &fixture.load(Precision::F32));
         println!("{name}: decode {decode:.1e}, encode {encode:.1e}");
         assert!(decode <= TOLERANCE && encode <= TOLERANCE, "{name}: decode {decode:.1e}, encode {encode:.1e}");
     }
@@ -147,7 +147,8 @@ fn f32_matches_diffusers() {
 fn half_precisions_stay_near_f32() {
     for name in FAMILIES {
         for precision in [Precision::F16, Precision::BF16] {
-            let (decode, encode) = worst(&fixture(name), precision);
+            let fixture = fixture(name);
+            let (decode, encode) = worst(&fixture, &fixture.load(precision));
             println!("{name} {precision:?}: decode {decode:.1e}, encode {encode:.1e}");
             assert!(
                 decode <= HALF_TOLERANCE && encode <= HALF_TOLERANCE,
@@ -296,9 +297,48 @@ fn cancelling_stops_between_steps_and_inputs_are_checked() {
     assert!(error.to_string().contains("multiples of 8"), "{error}");
 }
 
+/// The same on the first NVIDIA GPU, by the path that no CPU takes.
+#[test]
+fn an_nvidia_gpu_matches_diffusers() {
+    if !cfg!(feature = "cudnn") {
+        println!("NOT RUN: built without the feature cudnn: an NVIDIA GPU matches diffusers");
+        return;
+    }
+    for name in FAMILIES {
+        let fixture = fixture(name);
+        let checkpoint = Checkpoint { config: &fixture.config, weights: &fixture.weights };
+        for (precision, tolerance) in
+            [(Precision::F32, TOLERANCE), (Precision::F16, HALF_TOLERANCE), (Precision::BF16, HALF_TOLERANCE)]
+        {
+            let engine = match Autoencoder::load(&checkpoint, &Device::Cuda(0), precision) {
+                Ok(engine) => engine,
+                Err(error @ EngineError::Cuda { call: "opening the GPU", .. }) => {
+                    println!("NOT RUN: {error}: an NVIDIA GPU matches diffusers");
+                    return;
+                }
+                Err(error) => panic!("{name}: {error}"),
+            };
+            let (decode, encode) = worst(&fixture, &engine);
+            println!("{name} {precision:?}: decode {decode:.1e}, encode {encode:.1e}");
+            assert!(decode <= tolerance && encode <= tolerance, "{name} {precision:?}: {decode:.1e}, {encode:.1e}");
+            let decode = |dtype| engine.decode(&fixture.goldens["latents.0"], RAW, dtype, &mut Count(0)).unwrap();
+            assert_eq!(
+                decode(DType::U8),
+                latentgate::render::uint8(&decode(DType::F16)).unwrap(),
+                "{name} {precision:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn models_that_overflow_in_f16_compute_in_f32() {
-    assert_eq!(fixture("sdxl").load(Precision::F16).facts().precision, Precision::F32);
+    let mut sdxl = fixture("sdxl");
+    assert_eq!(sdxl.load(Precision::F16).facts().precision, Precision::F32);
+    assert!(sdxl.config.contains(r#""force_upcast": true"#));
+    // As the weights are published that were made to fit.
+    sdxl.config = sdxl.config.replace(r#""force_upcast": true"#, r#""force_upcast": false"#);
+    assert_eq!(sdxl.load(Precision::F16).facts().precision, Precision::F16);
     assert_eq!(fixture("sdxl").load(Precision::BF16).facts().precision, Precision::BF16);
     assert_eq!(fixture("sd1").load(Precision::F16).facts().precision, Precision::F16);
 }

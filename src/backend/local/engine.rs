@@ -5,7 +5,8 @@
 //! file or keeps state between runs. Results match diffusers on the same weights: relative L2 of at most 1e-4 in f32 and
 //! 2e-2 in half precision, which `tests/it/parity.rs` holds against recorded outputs.
 //!
-//! On the CPU the kernels in `host` compute, in f32 and with bounded scratch memory; elsewhere candle's tensors do.
+//! On the CPU the kernels in `host` compute, in f32 and with bounded scratch memory; on an NVIDIA GPU those in `cuda`, with cuDNN
+//! (feature `cudnn`); elsewhere candle's tensors do.
 //! candle's types do not leave this module.
 
 mod attention;
@@ -13,6 +14,7 @@ mod batch;
 mod checkpoint;
 mod config;
 mod conv;
+mod cuda;
 mod error;
 mod footprint;
 mod gaussian;
@@ -41,11 +43,15 @@ pub use place::{Device, ParseDeviceError, Precision};
 use batch::Joined;
 use checkpoint::Weights;
 use config::Config;
+use cuda::Range;
 use map::{Activation, Map};
 use models::{Decoder, Encoder};
-use place::Site;
+use place::{Accelerator, Site};
 
-use crate::tensor::Tensor;
+use crate::{
+    job::Output,
+    tensor::{DType, Tensor},
+};
 
 /// Weights as found.
 #[derive(Clone, Copy)]
@@ -127,7 +133,7 @@ impl Autoencoder {
 
     fn load_on(
         checkpoint: &Checkpoint<'_>,
-        device: Option<candle_core::Device>,
+        device: Option<Accelerator>,
         precision: Precision,
     ) -> Result<Self, EngineError> {
         let config = Config::parse(checkpoint.config)?;
@@ -201,8 +207,20 @@ impl Autoencoder {
         Plan { in_bands, foretold: footprint::foretell(self, task, size, in_bands) }
     }
 
+    /// In what type a picture is best asked for that becomes `output`. Where bytes are made on the device, those: they are the ones
+    /// that rendering its f16 would give. Every form but an explicit f32 or bf16 tensor is made from numbers rounded to f16 once.
+    pub fn decoded_dtype(&self, output: Output) -> DType {
+        let makes_bytes = matches!(self.site.device, Some(Accelerator::Cuda(_)));
+        match output {
+            Output::Tensor(dtype) => dtype,
+            Output::Uint8 | Output::Png | Output::Jpeg(_) | Output::Webp if makes_bytes => DType::U8,
+            _ => DType::F16,
+        }
+    }
+
     /// Pictures `[n, 3, s h, s w]`, nominally in -1..1 and not clamped, for each of several latents of one height and
-    /// width, in one run.
+    /// width, in one run. For bytes, if [`Self::decoded_dtype`] asks for them, finished pixels `[n, s h, s w, 3]`; or f16 as
+    /// above if a number is not finite.
     pub fn decode_all(&self, inputs: &[Latents<'_>], observer: &mut dyn Observer) -> Result<Vec<Tensor>, EngineError> {
         let decoder = self.decoder.as_ref().ok_or(EngineError::NoHalf("decoder"))?;
         let want = format!("[n,{},h,w] in floats", self.latent_channels());
@@ -233,7 +251,11 @@ impl Autoencoder {
         let Plan { in_bands, foretold } = self.plan(Task::Decode, [dims[0], dims[2] * scale, dims[3] * scale]);
         self.arena.keep_within(foretold.bytes);
         let z = Map::from_planes(&z, dims, &self.site, &self.arena)?;
-        let (mut pixels, [n, c, h, w]) = decoder.run(z, &mut Run { observer, in_bands })?.into_planes()?;
+        let made = decoder.run(z, &mut Run { observer, in_bands })?;
+        if let Map::Cuda(map) = made {
+            return batch::pictures_of(&map, self.range(), inputs, &counts);
+        }
+        let (mut pixels, [n, c, h, w]) = made.into_planes()?;
         if self.is_tiny() {
             for y in &mut pixels {
                 *y = *y * 2.0 - 1.0;
@@ -249,24 +271,10 @@ impl Autoencoder {
         if inputs.is_empty() {
             return Ok(Vec::new());
         }
-        let mut joined = Joined::default();
-        for &Pictures { pictures, .. } in inputs {
-            let scale = self.spatial_scale(Task::Encode);
-            let (mut pixels, dims) = values::pictures(pictures, self.picture_channels(), scale)?;
-            if self.is_tiny() {
-                for x in &mut pixels {
-                    *x = f32::midpoint(*x, 1.0);
-                }
-            }
-            if !joined.add(pixels, dims) {
-                return Err(batch::unlike(pictures, joined.dims));
-            }
-        }
-        let Joined { planes: pixels, dims, counts } = joined;
+        let (dims, counts) = self.dims_of(inputs)?;
         let Plan { in_bands, foretold } = self.plan(Task::Encode, [dims[0], dims[2], dims[3]]);
         self.arena.keep_within(foretold.bytes);
-        let x = Map::from_planes(&pixels, dims, &self.site, &self.arena)?;
-        drop(pixels);
+        let x = self.pictures(inputs, dims)?;
         let (mut moments, [n, _, h, w]) = encoder.run(x, &mut Run { observer, in_bands })?.into_planes()?;
         let each = batch::parts(&mut moments, n, &counts).zip(&counts).zip(inputs);
         each.map(|((moments, &n), &Pictures { mode, scaling, dtype, .. })| {
@@ -313,6 +321,10 @@ impl Autoencoder {
     /// The tiny networks clip their latents softly and work on pictures in 0..1.
     fn is_tiny(&self) -> bool {
         !self.has_posterior()
+    }
+
+    fn range(&self) -> Range {
+        if self.is_tiny() { Range::Unit } else { Range::Symmetric }
     }
 }
 

@@ -23,11 +23,11 @@ use crate::{
     backend::ModelState,
     error::{Error, ErrorKind, chain},
     float,
-    job::{Output, Work},
+    job::Work,
     metrics::Metrics,
     model::ModelId,
     progress::Progress,
-    tensor::{DType, Tensor},
+    tensor::Tensor,
 };
 
 /// After a failure to load, requests are refused for so long before the next one tries again.
@@ -292,8 +292,7 @@ fn run(autoencoder: &Autoencoder, batch: &[Order], watch: &mut Watch<'_>) -> Res
         let scaling = job.scaling;
         match &job.work {
             Work::Decode { latents, output } => {
-                // Every form but an explicit f32 or bf16 tensor is made from numbers rounded to f16 once.
-                let dtype = if let Output::Tensor(dtype) = output { *dtype } else { DType::F16 };
+                let dtype = autoencoder.decoded_dtype(*output);
                 decodes.push(Latents { latents, scaling, dtype });
             }
             &Work::Encode { ref pixels, mode, dtype } => {
@@ -318,9 +317,9 @@ mod tests {
     use crate::{
         backend::{Compute, Others},
         hops::Hops,
-        job::Job,
+        job::{Job, Output},
         model::{ModelTable, Scaling},
-        tensor::Shape,
+        tensor::{DType, Shape},
     };
 
     #[test]

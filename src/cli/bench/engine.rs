@@ -4,16 +4,18 @@
 //! and then as many as were asked for. No queue, no cache and no rendering are in the numbers; a picture's numbers stay
 //! f32 to their end.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use bytesize::ByteSize;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use safetensors::tensor::TensorView;
 use tokio::time::Instant;
 
 use self::{
     apart::Apart,
+    flags::{AnswerFlag, InstructionsFlag, PrecisionFlag, TaskFlag},
     input::Size,
     machine::Machine,
     measure::{Cost, Measured, Memory},
@@ -37,6 +39,7 @@ use crate::{
 };
 
 mod apart;
+mod flags;
 mod input;
 mod machine;
 mod measure;
@@ -70,7 +73,7 @@ pub(in crate::cli) struct Engine {
     #[arg(long, value_name = "SIZE")]
     memory: Option<ByteSize>,
     /// Run each size once without bands as well, and tell how far apart the results are.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "answer")]
     whole: bool,
     /// What of the processor the kernels use.
     #[arg(long, value_enum, value_name = "SET", default_value_t)]
@@ -78,42 +81,15 @@ pub(in crate::cli) struct Engine {
     /// A known model whose numbers a .safetensors file without a config.json has.
     #[arg(long, value_name = "MODEL")]
     like: Option<String>,
+    /// What a decode's numbers become: f32, f16 as the servers of the protocol have them, or the pixels that a GPU makes.
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
+    answer: AnswerFlag,
+    /// Write input and answer of the last run to a .safetensors file, to be held beside those of others. Takes one size and one batch.
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
     /// Print JSON: an object a line for each size, as soon as it is measured.
     #[arg(long)]
     json: bool,
-}
-
-/// `--task`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum TaskFlag {
-    /// Latents to pixels.
-    #[default]
-    Decode,
-    /// Pixels to latents.
-    Encode,
-}
-
-/// `--precision`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum PrecisionFlag {
-    /// IEEE 754 single.
-    F32,
-    /// Upper half of a single.
-    Bf16,
-    /// IEEE 754 half.
-    F16,
-}
-
-/// `--instructions`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum InstructionsFlag {
-    /// The widest it has.
-    #[default]
-    Widest,
-    /// AVX2 and FMA at most.
-    Avx2,
-    /// What every processor of its kind has.
-    Portable,
 }
 
 /// The model and all that is run on it.
@@ -124,6 +100,8 @@ struct Bench {
     memory: ByteSize,
     task: Task,
     runs: u16,
+    answer: DType,
+    save: Option<PathBuf>,
 }
 
 /// Shows how far the runs of one size are.
@@ -133,6 +111,8 @@ struct Watch<'a>(&'a ProgressBar);
 
 impl Engine {
     pub(super) fn run(self, file: Option<&Path>) -> anyhow::Result<()> {
+        let measured = self.size.len() * self.batch.len();
+        ensure!(self.save.is_none() || measured == 1, "--save takes one --size and one --batch");
         let mut config = Config::load(file, &Overrides::default())?;
         let found = find(&self.spec(&mut config)?, &config, self.task.into())?;
         let mut engine = config.engine;
@@ -188,7 +168,15 @@ impl Engine {
             machine: Machine::read(threads),
             runs: self.runs,
         };
-        let mut bench = Bench { model, arena, memory: config.memory, task: self.task.into(), runs: self.runs };
+        let mut bench = Bench {
+            model,
+            arena,
+            memory: config.memory,
+            task: self.task.into(),
+            runs: self.runs,
+            answer: self.answer.into(),
+            save: self.save.clone(),
+        };
         let mut measured = Vec::new();
         for (size, batch) in
             self.size.iter().flat_map(|&size| self.batch.iter().map(move |&batch| (size, usize::from(batch))))
@@ -232,6 +220,21 @@ fn load(found: &Found, config: &EngineConfig) -> anyhow::Result<Autoencoder> {
     Ok(model.with_memory(config.memory.as_u64()))
 }
 
+/// Tensors as a .safetensors file.
+fn save(file: &Path, tensors: [(&str, &Tensor); 2]) -> anyhow::Result<()> {
+    let views = tensors.map(|(name, tensor)| {
+        let dtype = match tensor.dtype() {
+            DType::F32 => safetensors::Dtype::F32,
+            DType::F16 => safetensors::Dtype::F16,
+            DType::BF16 => safetensors::Dtype::BF16,
+            DType::U8 => safetensors::Dtype::U8,
+        };
+        TensorView::new(dtype, tensor.shape().dims().to_vec(), tensor.data()).map(|view| (name, view))
+    });
+    let views = views.into_iter().collect::<Result<Vec<_>, _>>()?;
+    safetensors::serialize_to_file(views, None, file).with_context(|| format!("writing {}", file.display()))
+}
+
 // === impl Bench ===
 
 impl Bench {
@@ -256,16 +259,22 @@ impl Bench {
             });
         }
         let before = Memory::now();
-        let (_, first) = self.run(&input, &bar)?;
+        let (mut answer, first) = self.run(&input, &bar)?;
         bar.suspend(|| say(format_args!("{name}: first run: {}", first.told())));
         let mut later = Vec::with_capacity(usize::from(self.runs));
         for index in 1..=self.runs {
-            let (_, cost) = self.run(&input, &bar)?;
+            drop(answer);
+            let cost;
+            (answer, cost) = self.run(&input, &bar)?;
             bar.suspend(|| say(format_args!("{name}: run {index} of {}: {}", self.runs, cost.told())));
             later.push(cost);
         }
         bar.finish_and_clear();
-        Ok(Measured { size, batch, first, later, before, after: Memory::now(), foretold, is_peak_own })
+        let after = Memory::now();
+        if let Some(file) = &self.save {
+            save(file, [("input", &input), ("answer", &answer)])?;
+        }
+        Ok(Measured { size, batch, first, later, before, after, foretold, is_peak_own })
     }
 
     /// How far the result in the memory that is allowed is from one without bands.
@@ -293,7 +302,7 @@ impl Bench {
     fn run(&self, input: &Tensor, bar: &ProgressBar) -> anyhow::Result<(Tensor, Cost)> {
         let mut watch = Watch(bar);
         let (output, cost) = Cost::of(|| match self.task {
-            Task::Decode => self.model.decode(input, Scaling::NONE, DType::F32, &mut watch),
+            Task::Decode => self.model.decode(input, Scaling::NONE, self.answer, &mut watch),
             Task::Encode => self.model.encode(input, (EncodeMode::Mean, Scaling::NONE), DType::F32, &mut watch),
         });
         let output = output.map_err(|error: EngineError| anyhow::Error::new(error).context("the engine failed"))?;
@@ -321,36 +330,5 @@ impl Observer for Watch<'_> {
     fn step_done(&mut self) -> Result<(), Cancelled> {
         self.0.inc(1);
         Ok(())
-    }
-}
-
-// === impl TaskFlag, PrecisionFlag ===
-
-impl From<TaskFlag> for Task {
-    fn from(flag: TaskFlag) -> Self {
-        match flag {
-            TaskFlag::Decode => Self::Decode,
-            TaskFlag::Encode => Self::Encode,
-        }
-    }
-}
-
-impl From<InstructionsFlag> for Instructions {
-    fn from(flag: InstructionsFlag) -> Self {
-        match flag {
-            InstructionsFlag::Widest => Self::Widest,
-            InstructionsFlag::Avx2 => Self::Avx2,
-            InstructionsFlag::Portable => Self::Portable,
-        }
-    }
-}
-
-impl From<PrecisionFlag> for Precision {
-    fn from(flag: PrecisionFlag) -> Self {
-        match flag {
-            PrecisionFlag::F32 => Self::F32,
-            PrecisionFlag::Bf16 => Self::BF16,
-            PrecisionFlag::F16 => Self::F16,
-        }
     }
 }

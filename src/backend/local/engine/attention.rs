@@ -5,11 +5,12 @@ use candle_core::{D, DType, Tensor};
 use super::EngineError;
 use super::checkpoint::Scope;
 use super::conv::{Bias, Conv, Geometry};
+use super::cuda;
 use super::host::attend;
 use super::map::{Activation, Map};
 use super::norm::GroupNorm;
 
-/// Scores an accelerator may hold at once: 64 Mi values, 256 MiB in f32.
+/// Scores that candle may hold at once: 64 Mi values, 256 MiB in f32.
 const SCORES: usize = 64 << 20;
 
 /// `x + out(softmax(q k^T / sqrt(c)) v)` with q, k, v linear in the normed x.
@@ -48,6 +49,7 @@ impl Attention {
         let seen = match (q, k, v) {
             (Map::Host(q), Map::Host(k), Map::Host(v)) => Map::Host(attend::attend(&q, &k, &v)),
             (Map::Device(q), Map::Device(k), Map::Device(v)) => Map::Device(on_device(&q, &k, &v)?),
+            (Map::Cuda(q), Map::Cuda(k), Map::Cuda(v)) => Map::Cuda(cuda::attend(&q, &k, &v)?),
             _ => return Err(EngineError::Place),
         };
         self.to_out.run_onto(&seen, None, Some(x), Activation::None)

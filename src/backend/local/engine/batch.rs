@@ -4,6 +4,9 @@
 //! input to input, scaling, dtype and noise, is applied to each by itself before and after, so on the CPU an answer has the
 //! bits that it has alone, whatever else is in the run.
 
+use super::cuda::{CudaMap, Range};
+use super::map::Map;
+use super::place::Accelerator;
 use super::{Autoencoder, EncodeMode, EngineError, Observer, Scaling, Task, values};
 use crate::tensor::{DType, Tensor};
 
@@ -75,6 +78,46 @@ impl Autoencoder {
         let plan = self.plan(task, [n, height, width]);
         plan.in_bands.is_none() && plan.foretold.bytes <= self.memory
     }
+
+    /// The dimensions `[n, c, h, w]` of all pictures together, and how many of `n` are each input's.
+    pub(super) fn dims_of(&self, inputs: &[Pictures<'_>]) -> Result<([usize; 4], Vec<usize>), EngineError> {
+        let mut joined = Joined::default();
+        for &Pictures { pictures, .. } in inputs {
+            let scale = self.spatial_scale(Task::Encode);
+            let dims = values::picture_dims(pictures, self.picture_channels(), scale)?;
+            if !joined.add(Vec::new(), dims) {
+                return Err(unlike(pictures, joined.dims));
+            }
+        }
+        Ok((joined.dims, joined.counts))
+    }
+
+    /// What an encoder reads.
+    pub(super) fn pictures(&self, inputs: &[Pictures<'_>], dims: [usize; 4]) -> Result<Map, EngineError> {
+        if let (Some(Accelerator::Cuda(machine)), [Pictures { pictures, .. }]) = (&self.site.device, inputs)
+            && pictures.dtype() == DType::U8
+        {
+            let form = (self.site.precision, self.range());
+            return Ok(Map::Cuda(CudaMap::from_bytes(machine, pictures.data(), dims, form)?));
+        }
+        let mut planes = Vec::new();
+        for &Pictures { pictures, .. } in inputs {
+            let [_, _, h, w] = dims;
+            let n = pictures.shape().dims()[0];
+            let mut pixels = values::pictures(pictures, [n, dims[1], h, w]);
+            if self.is_tiny() {
+                for x in &mut pixels {
+                    *x = f32::midpoint(*x, 1.0);
+                }
+            }
+            if inputs.len() == 1 {
+                planes = pixels;
+            } else {
+                planes.extend_from_slice(&pixels);
+            }
+        }
+        Map::from_planes(&planes, dims, &self.site, &self.arena)
+    }
 }
 
 // === impl Joined ===
@@ -94,6 +137,31 @@ impl Joined {
         self.counts.push(n);
         true
     }
+}
+
+/// The pictures of each input, `counts` each, from a GPU's map. What is answered in one type comes over in one piece.
+pub(super) fn pictures_of(
+    map: &CudaMap,
+    range: Range,
+    inputs: &[Latents<'_>],
+    counts: &[usize],
+) -> Result<Vec<Tensor>, EngineError> {
+    let mut made: Vec<(DType, Tensor)> = Vec::new();
+    let mut first = 0;
+    let each = inputs.iter().zip(counts).map(|(input, &count)| {
+        let known = made.iter().find(|(dtype, _)| *dtype == input.dtype);
+        let all = if let Some((_, all)) = known {
+            all.clone()
+        } else {
+            let all = map.to_pictures(range, input.dtype)?;
+            made.push((input.dtype, all.clone()));
+            all
+        };
+        let part = all.some(first..first + count);
+        first += count;
+        Ok(part)
+    });
+    each.collect()
 }
 
 /// The planes `[n, c, h, w]` of each input, `counts` of `n` each.

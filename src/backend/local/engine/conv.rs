@@ -1,13 +1,15 @@
-//! The one convolution: ours on the CPU, candle's on an accelerator.
+//! The one convolution: ours on the CPU, cuDNN's on an NVIDIA GPU, candle's elsewhere.
 
 use candle_core::Tensor;
 
 use super::EngineError;
 use super::checkpoint::Scope;
+use super::cuda::CudaConv;
 use super::host::convolve::HostConv;
 use super::host::source::Source;
 use super::map::{Activation, Map, candle_dtype};
 use super::norm::GroupNorm;
+use super::place::Accelerator;
 
 /// Geometry of a convolution; padding is by zeros.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +43,7 @@ pub(super) struct Normed {
 pub(super) enum Conv {
     Host(HostConv),
     Device { geometry: Geometry, weight: Tensor, bias: Option<Tensor> },
+    Cuda(CudaConv),
 }
 
 // === impl Geometry ===
@@ -84,7 +87,11 @@ impl Conv {
             Bias::Absent => None,
         };
         let site = scope.site();
-        if let Some(device) = &site.device {
+        if let Some(Accelerator::Cuda(machine)) = &site.device {
+            let place = (geometry, site.precision);
+            return Ok(Self::Cuda(CudaConv::load(machine, place, &weight, bias.as_deref())?));
+        }
+        if let Some(Accelerator::Candle(device)) = &site.device {
             let dtype = candle_dtype(site.precision);
             let weight = Tensor::from_vec(weight, (outputs, inputs, kernel, kernel), device)?.to_dtype(dtype)?;
             let bias = bias.map(|b| Tensor::from_vec(b, (1, outputs, 1, 1), device)?.to_dtype(dtype)).transpose()?;
@@ -141,6 +148,11 @@ impl Conv {
                 }
                 Ok(Map::Device(activation.on_device(y)?))
             }
+            (Self::Cuda(conv), Map::Cuda(x), onto @ (None | Some(Map::Cuda(_)))) => {
+                let normed = norm.map(|normed| normed.norm.on_cuda(x, normed.activation)).transpose()?;
+                let onto = onto.and_then(Map::into_cuda);
+                Ok(Map::Cuda(conv.run(normed.as_ref().unwrap_or(x), onto, activation)?))
+            }
             _ => Err(EngineError::Place),
         }
     }
@@ -149,7 +161,7 @@ impl Conv {
     pub(super) fn host(&self) -> Result<&HostConv, EngineError> {
         match self {
             Self::Host(conv) => Ok(conv),
-            Self::Device { .. } => Err(EngineError::Place),
+            Self::Device { .. } | Self::Cuda(_) => Err(EngineError::Place),
         }
     }
 }

@@ -66,6 +66,15 @@ pub enum EngineError {
     /// The tensor library failed, most likely for want of device memory.
     #[error("computing")]
     Candle(#[from] candle_core::Error),
+    /// NVIDIA's libraries failed, most likely for want of device memory.
+    #[error("{call} failed")]
+    Cuda {
+        /// What was called.
+        call: &'static str,
+        /// What it said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A result whose shape is none.
     #[error("forming the result")]
     Tensor(#[from] TensorError),

@@ -5,8 +5,10 @@
 //! three maps of the widest stage, counting channels times pixels; attention holds eight maps of the smallest size.
 
 use super::config::Config;
+use super::cuda;
 use super::host::arena::Arena;
 use super::map::Map;
+use super::place::Accelerator;
 use super::{Autoencoder, Cancelled, Decoder, Encoder, EngineError, Observer, Run, Site, Task};
 
 /// Maps of a residual block.
@@ -15,6 +17,8 @@ const MAPS: u64 = 3;
 const ATTENTION_MAPS: u64 = 8;
 /// candle's convolution on a device gathers nine taps for every input value, besides the maps.
 const DEVICE_MAPS: u64 = 9;
+/// Where cuDNN does not add to the block's input in place, the sum is a map of its own.
+const CUDA_MAPS: u64 = 1;
 /// Results on their way between device and host.
 const SCRATCH: u64 = 48 << 20;
 /// Picture channels, each in f32 as planes and once more as the tensor that is given or answered.
@@ -42,17 +46,25 @@ impl Observer for Steps {
 /// For `n` pictures of `h` x `w` pixels.
 pub(super) fn foretell(model: &Autoencoder, task: Task, [n, h, w]: [usize; 3], in_bands: Option<usize>) -> Foretold {
     let pixels = (h * w) as u64;
-    let (inner, steps) = if model.site.device.is_some() {
-        let steps = match task {
-            Task::Decode => model.decoder.as_ref().map_or(0, Decoder::blocks),
-            Task::Encode => model.encoder.as_ref().map_or(0, Encoder::blocks),
-        };
-        (by_widths(&model.config, &model.site, task, pixels) * n as u64 + SCRATCH, steps)
-    } else {
+    let by_widths = |maps: u64| by_widths(&model.config, &model.site, (task, maps), pixels) * n as u64;
+    let (inner, steps) = match &model.site.device {
         // A run that cannot be rehearsed is refused by its memory.
-        rehearse(model, task, [n, h, w], in_bands).unwrap_or((u64::MAX, 0))
+        None => rehearse(model, task, [n, h, w], in_bands).unwrap_or((u64::MAX, 0)),
+        Some(Accelerator::Candle(_)) => (by_widths(MAPS + DEVICE_MAPS) + SCRATCH, blocks(model, task)),
+        Some(Accelerator::Cuda(_)) => {
+            let scores = cuda::SCORES as u64 * (4 + model.site.weight_bytes());
+            (by_widths(MAPS + CUDA_MAPS) + scores + cuda::WORKSPACE as u64, blocks(model, task))
+        }
     };
     Foretold { bytes: inner.saturating_add(n as u64 * pixels * ENDS), steps }
+}
+
+/// Steps of a run on a device.
+fn blocks(model: &Autoencoder, task: Task) -> u32 {
+    match task {
+        Task::Decode => model.decoder.as_ref().map_or(0, Decoder::blocks),
+        Task::Encode => model.encoder.as_ref().map_or(0, Encoder::blocks),
+    }
 }
 
 /// The run itself, without its arithmetic and its buffers.
@@ -78,8 +90,8 @@ fn rehearse(
 }
 
 /// Upper estimate for one picture on a device.
-fn by_widths(config: &Config, site: &Site, task: Task, pixels: u64) -> u64 {
-    let (bytes, maps) = (site.weight_bytes(), MAPS + DEVICE_MAPS);
+fn by_widths(config: &Config, site: &Site, (task, maps): (Task, u64), pixels: u64) -> u64 {
+    let bytes = site.weight_bytes();
     let widest = stages(config, task).into_iter().map(|(channels, shrink)| {
         let pixels = pixels.div_ceil(shrink * shrink);
         channels * pixels * maps * bytes

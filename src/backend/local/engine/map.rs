@@ -1,18 +1,21 @@
-//! A feature map on its way through a network, on the CPU or on an accelerator.
+//! A feature map on its way through a network, on the CPU, on an NVIDIA GPU or on what candle knows.
 
 use candle_core::{DType, Tensor};
 
+use super::cuda::CudaMap;
 use super::host::HostMap;
 use super::host::arena::Arena;
+use super::place::Accelerator;
 use super::{EngineError, Precision, Site};
 
 /// Activations between two layers.
-#[derive(Clone)]
 pub(super) enum Map {
     /// Ours, in blocks of channels.
     Host(HostMap),
     /// candle's, `[n, c, h, w]`.
     Device(Tensor),
+    /// On an NVIDIA GPU, channels last.
+    Cuda(CudaMap),
 }
 
 /// What follows a layer at once.
@@ -44,7 +47,10 @@ impl Map {
     ) -> Result<Self, EngineError> {
         match &site.device {
             None => Ok(Self::Host(HostMap::from_planes(arena, planes, dims, site.precision))),
-            Some(device) => {
+            Some(Accelerator::Cuda(machine)) => {
+                Ok(Self::Cuda(CudaMap::from_planes(machine, planes, dims, site.precision)?))
+            }
+            Some(Accelerator::Candle(device)) => {
                 let tensor = Tensor::from_slice(planes, dims.as_slice(), device)?;
                 Ok(Self::Device(tensor.to_dtype(candle_dtype(site.precision))?))
             }
@@ -55,7 +61,7 @@ impl Map {
     pub(super) fn trimmed(self) -> Self {
         match self {
             Self::Host(map) => Self::Host(map.trimmed()),
-            Self::Device(_) => self,
+            Self::Device(_) | Self::Cuda(_) => self,
         }
     }
 
@@ -63,7 +69,15 @@ impl Map {
     pub(super) fn into_host(self) -> Option<HostMap> {
         match self {
             Self::Host(map) => Some(map),
-            Self::Device(_) => None,
+            Self::Device(_) | Self::Cuda(_) => None,
+        }
+    }
+
+    /// That of the GPU, if it is.
+    pub(super) fn into_cuda(self) -> Option<CudaMap> {
+        match self {
+            Self::Cuda(map) => Some(map),
+            Self::Host(_) | Self::Device(_) => None,
         }
     }
 
@@ -75,6 +89,7 @@ impl Map {
                 let (n, c, h, w) = tensor.dims4()?;
                 Ok((tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?, [n, c, h, w]))
             }
+            Self::Cuda(map) => map.to_planes(),
         }
     }
 }
@@ -82,6 +97,15 @@ impl Map {
 // === impl Activation ===
 
 impl Activation {
+    /// As kernels know it.
+    pub(super) fn code(self) -> i32 {
+        match self {
+            Self::None => 0,
+            Self::Relu => 1,
+            Self::Silu => 2,
+        }
+    }
+
     /// Applied to a candle tensor.
     pub(super) fn on_device(self, x: Tensor) -> Result<Tensor, EngineError> {
         Ok(match self {

@@ -4,10 +4,12 @@ use candle_core::{D, DType, Tensor};
 
 use super::EngineError;
 use super::checkpoint::Scope;
+use super::cuda::{CudaMap, CudaNorm};
 use super::host::moments::{self, Moments};
 use super::host::source::{Affine, Source};
 use super::host::{HostMap, stored};
 use super::map::{Activation, Map};
+use super::place::Accelerator;
 
 /// Group norm with its weights.
 pub(super) struct GroupNorm {
@@ -15,6 +17,8 @@ pub(super) struct GroupNorm {
     eps: f64,
     scale: Vec<f32>,
     shift: Vec<f32>,
+    /// The same on an NVIDIA GPU, if there the model is.
+    on_cuda: Option<CudaNorm>,
 }
 
 // === impl GroupNorm ===
@@ -25,7 +29,12 @@ impl GroupNorm {
         if groups == 0 || !channels.is_multiple_of(groups) {
             return Err(EngineError::Config(format!("norm_num_groups {groups} does not divide {channels} channels")));
         }
-        Ok(Self { groups, eps, scale: scope.take("weight", &[channels])?, shift: scope.take("bias", &[channels])? })
+        let (scale, shift) = (scope.take("weight", &[channels])?, scope.take("bias", &[channels])?);
+        let on_cuda = match &scope.site().device {
+            Some(Accelerator::Cuda(machine)) => Some(CudaNorm::load(machine, (groups, eps), &scale, &shift)?),
+            _ => None,
+        };
+        Ok(Self { groups, eps, scale, shift, on_cuda })
     }
 
     /// `activation(norm(x))`, as numbers of a map here or as a tensor there.
@@ -36,6 +45,7 @@ impl GroupNorm {
                 Ok(Map::Host(Source { affine: Some(&affine), ..Source::whole(map) }.materialise()))
             }
             Map::Device(x) => Ok(Map::Device(self.on_device(x, activation)?)),
+            Map::Cuda(x) => Ok(Map::Cuda(self.on_cuda(x, activation)?)),
         }
     }
 
@@ -65,6 +75,10 @@ impl GroupNorm {
     /// Groups of the channels.
     pub(super) fn groups(&self) -> usize {
         self.groups
+    }
+
+    pub(super) fn on_cuda(&self, x: &CudaMap, activation: Activation) -> Result<CudaMap, EngineError> {
+        self.on_cuda.as_ref().ok_or(EngineError::Place)?.apply(x, activation)
     }
 
     pub(super) fn on_device(&self, x: &Tensor, activation: Activation) -> Result<Tensor, EngineError> {

@@ -1,10 +1,11 @@
 //! Where the engine computes, and in what precision.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use super::EngineError;
+use super::cuda::Machine;
 
 /// Where computing happens: `cpu`, `cuda`, `cuda:1`, `metal`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -12,7 +13,7 @@ use super::EngineError;
 pub enum Device {
     /// This machine's processors, through the kernels here.
     Cpu,
-    /// An NVIDIA GPU by its ordinal, through candle; needs the cargo feature `cuda`.
+    /// An NVIDIA GPU by its ordinal; needs the cargo feature `cudnn`, or `cuda` to compute through candle.
     Cuda(usize),
     /// Apple's GPU, through candle; needs the cargo feature `metal`.
     Metal,
@@ -38,10 +39,19 @@ pub enum Precision {
 #[error("{0:?} is no device: cpu, cuda, cuda:N or metal")]
 pub struct ParseDeviceError(String);
 
-/// An opened device and the precision of a model on it; without a candle device the CPU kernels here are meant.
+/// An opened device other than the CPU.
+#[derive(Clone)]
+pub(super) enum Accelerator {
+    /// Whatever candle computes on.
+    Candle(candle_core::Device),
+    /// An NVIDIA GPU, through the kernels here and cuDNN.
+    Cuda(Arc<Machine>),
+}
+
+/// An opened device and the precision of a model on it; without one the CPU kernels here are meant.
 #[derive(Clone)]
 pub(super) struct Site {
-    pub(super) device: Option<candle_core::Device>,
+    pub(super) device: Option<Accelerator>,
     pub(super) precision: Precision,
 }
 
@@ -49,11 +59,12 @@ pub(super) struct Site {
 
 impl Device {
     /// Opens the device where it is not the CPU.
-    pub(super) fn open(self) -> Result<Option<candle_core::Device>, EngineError> {
+    pub(super) fn open(self) -> Result<Option<Accelerator>, EngineError> {
         Ok(match self {
             Self::Cpu => None,
-            Self::Cuda(ordinal) => Some(candle_core::Device::new_cuda(ordinal)?),
-            Self::Metal => Some(candle_core::Device::new_metal(0)?),
+            Self::Cuda(ordinal) if cfg!(feature = "cudnn") => Some(Accelerator::Cuda(Machine::open(ordinal)?)),
+            Self::Cuda(ordinal) => Some(Accelerator::Candle(candle_core::Device::new_cuda(ordinal)?)),
+            Self::Metal => Some(Accelerator::Candle(candle_core::Device::new_metal(0)?)),
         })
     }
 }
@@ -98,15 +109,25 @@ impl fmt::Display for Device {
     }
 }
 
+// === impl Precision ===
+
+impl Precision {
+    /// Bytes of one value.
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+}
+
 // === impl Site ===
 
 impl Site {
     /// Bytes of one weight: the CPU kernels keep f32.
     pub(super) fn weight_bytes(&self) -> u64 {
-        match (&self.device, self.precision) {
-            (None, _) | (_, Precision::F32) => 4,
-            _ => 2,
-        }
+        let kept = if self.device.is_none() { Precision::F32 } else { self.precision };
+        kept.bytes() as u64
     }
 }
 

@@ -36,7 +36,7 @@ fn distance(got: &Tensor, want: &Tensor) -> f64 {
     (apart / want.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
 }
 
-fn model(name: &str, device: Option<candle_core::Device>) -> Autoencoder {
+pub(super) fn model(name: &str, device: Option<Accelerator>) -> Autoencoder {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(name);
     let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
     let weights = std::fs::read(folder.join("diffusion_pytorch_model.safetensors")).unwrap();
@@ -46,7 +46,7 @@ fn model(name: &str, device: Option<candle_core::Device>) -> Autoencoder {
 #[test]
 fn both_paths_give_the_same_numbers() {
     for name in ["sd1", "flux", "taesd", "taef2"] {
-        let (ours, candles) = (model(name, None), model(name, Some(candle_core::Device::Cpu)));
+        let (ours, candles) = (model(name, None), model(name, Some(Accelerator::Candle(candle_core::Device::Cpu))));
         let scaling = Scaling { factor: 1.0, shift: 0.0 };
         // Wide enough for Winograd at every size but the smallest, and no multiple of its tile.
         let latents = noise(&[2, ours.latent_channels(), 9, 7]);

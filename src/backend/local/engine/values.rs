@@ -44,8 +44,8 @@ pub(super) fn from_f32(values: &[f32], dims: [usize; 4], dtype: DType) -> Result
     Ok(Tensor::try_new(dtype, Shape::try_new(&dims)?, Bytes::from(data))?)
 }
 
-/// Pictures `[n, 3, h, w]` in -1..1, or bytes `[n, h, w, 3]`, as planes in -1..1.
-pub(super) fn pictures(tensor: &Tensor, channels: usize, scale: usize) -> Result<(Vec<f32>, [usize; 4]), EngineError> {
+/// The dimensions `[n, c, h, w]` of pictures `[n, 3, h, w]` or of bytes `[n, h, w, 3]`, which must fit.
+pub(super) fn picture_dims(tensor: &Tensor, channels: usize, scale: usize) -> Result<[usize; 4], EngineError> {
     let want = format!("[n,{channels},h,w] in floats or [n,h,w,{channels}] in bytes, h and w multiples of {scale}");
     let [n, a, b, c] = dims4(tensor, &want)?;
     let dims = if tensor.dtype() == DType::U8 { [n, c, a, b] } else { [n, a, b, c] };
@@ -53,8 +53,13 @@ pub(super) fn pictures(tensor: &Tensor, channels: usize, scale: usize) -> Result
     if got != channels || !h.is_multiple_of(scale) || !w.is_multiple_of(scale) {
         return Err(misfit(tensor, &want));
     }
+    Ok(dims)
+}
+
+/// Pictures of these dimensions, floats in -1..1 or bytes, as planes in -1..1.
+pub(super) fn pictures(tensor: &Tensor, [n, channels, h, w]: [usize; 4]) -> Vec<f32> {
     if tensor.dtype() != DType::U8 {
-        return Ok((to_f32(tensor), dims));
+        return to_f32(tensor);
     }
     let pixels = h * w;
     let mut planes = vec![0.0; n * channels * pixels];
@@ -66,5 +71,5 @@ pub(super) fn pictures(tensor: &Tensor, channels: usize, scale: usize) -> Result
             }
         }
     }
-    Ok((planes, dims))
+    planes
 }

@@ -153,10 +153,9 @@ mod tests {
         let memory = Memory { resident: None, peak: None };
         let size = Size { width: 1000, height: 500 };
         let (before, after) = (memory, memory);
-        let batch = 1;
         Measured {
             size,
-            batch,
+            batch: 1,
             first: cost(900, 900),
             later: later.to_vec(),
             before,
