@@ -132,7 +132,8 @@ impl Default for KlConfig {
             act_fn: "silu".into(),
             scaling_factor: Some(0.18215),
             shift_factor: None,
-            force_upcast: true,
+            // Configs that do not say it are older than the key, and their models have always been run in half precision.
+            force_upcast: false,
             use_quant_conv: true,
             use_post_quant_conv: true,
             mid_block_add_attention: true,
@@ -207,5 +208,21 @@ impl Default for Taef2Config {
             scaling_factor: Some(1.0),
             shift_factor: Some(0.0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_config_that_is_older_than_the_key_is_not_upcast() {
+        let upcast = |text: &str| match Config::parse(text).unwrap() {
+            Config::AutoencoderKL(config) => config.force_upcast,
+            _ => panic!("{text} is another network"),
+        };
+        let with = |more: &str| format!(r#"{{"_class_name": "AutoencoderKL", "block_out_channels": [32]{more}}}"#);
+        assert!(!upcast(&with("")) && !upcast(&with(r#", "force_upcast": false"#)));
+        assert!(upcast(&with(r#", "force_upcast": true"#)));
     }
 }
