@@ -249,7 +249,7 @@ impl Autoencoder {
         let Joined { planes: z, dims, counts } = joined;
         let scale = self.spatial_scale(Task::Decode);
         let Plan { in_bands, foretold } = self.plan(Task::Decode, [dims[0], dims[2] * scale, dims[3] * scale]);
-        self.arena.keep_within(foretold.bytes);
+        self.arena.keep_within(foretold.inner);
         let z = Map::from_planes(&z, dims, &self.site, &self.arena)?;
         let made = decoder.run(z, &mut Run { observer, in_bands })?;
         if let Map::Cuda(map) = made {
@@ -273,7 +273,7 @@ impl Autoencoder {
         }
         let (dims, counts) = self.dims_of(inputs)?;
         let Plan { in_bands, foretold } = self.plan(Task::Encode, [dims[0], dims[2], dims[3]]);
-        self.arena.keep_within(foretold.bytes);
+        self.arena.keep_within(foretold.inner);
         let x = self.pictures(inputs, dims)?;
         let (mut moments, [n, _, h, w]) = encoder.run(x, &mut Run { observer, in_bands })?.into_planes()?;
         let each = batch::parts(&mut moments, n, &counts).zip(&counts).zip(inputs);

@@ -241,7 +241,7 @@ impl Bench {
     /// All runs of so many pictures of a size.
     fn measure(&self, (size, batch): (Size, usize), facts: &Facts) -> anyhow::Result<Measured> {
         let input = self.input((size, batch), facts)?;
-        let Foretold { bytes: foretold, steps } = self.model.foretell(self.task, [batch, size.height, size.width]);
+        let Foretold { bytes: foretold, steps, .. } = self.model.foretell(self.task, [batch, size.height, size.width]);
         ensure!(
             foretold <= self.memory.as_u64(),
             "{batch} x {size} take {} besides the weights, even in bands; --memory allows {}",

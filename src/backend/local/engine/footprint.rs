@@ -31,6 +31,8 @@ pub struct Foretold {
     pub bytes: u64,
     /// How often its observer is called; 0 where the half is missing.
     pub steps: u32,
+    /// Of the bytes, those of maps and scratch: what is given and answered stands beside them.
+    pub(super) inner: u64,
 }
 
 /// Counts the steps of a rehearsal, which is over too soon to be stopped.
@@ -56,7 +58,7 @@ pub(super) fn foretell(model: &Autoencoder, task: Task, [n, h, w]: [usize; 3], i
             (by_widths(MAPS + CUDA_MAPS) + scores + cuda::WORKSPACE as u64, blocks(model, task))
         }
     };
-    Foretold { bytes: inner.saturating_add(n as u64 * pixels * ENDS), steps }
+    Foretold { bytes: inner.saturating_add(n as u64 * pixels * ENDS), steps, inner }
 }
 
 /// Steps of a run on a device.

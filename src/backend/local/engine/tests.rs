@@ -102,7 +102,7 @@ fn a_run_takes_what_was_foretold_whatever_ran_before() {
         for (h, w) in sizes {
             let latents = noise(&[1, model.latent_channels(), h, w]);
             model.decode(&latents, scaling, DType::F32, &mut Patient).unwrap();
-            largest = largest.max(model.foretell(Task::Decode, [1, h * scale, w * scale]).bytes);
+            largest = largest.max(model.foretell(Task::Decode, [1, h * scale, w * scale]).inner);
         }
         let taken = model.arena.taken_bytes();
         assert!(taken * 20 <= largest * 21, "{taken} of {largest}");
