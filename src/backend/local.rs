@@ -2,7 +2,7 @@
 //!
 //! Async code never sees a tensor operation. A device's thread owns the models there, and the pool of threads on which they
 //! run. The queue is first come first served; small pictures that wait for a run like the next one's may share it. A
-//! running job is stopped between blocks. The picture is encoded on the blocking pool, while the engine starts on the next
+//! running job is stopped between steps. The picture is encoded on the blocking pool, while the engine starts on the next
 //! job. A panic in a run is that run's error; the model it happened in is dropped and loads afresh.
 
 use std::{collections::HashMap, sync::Arc};
@@ -137,7 +137,7 @@ impl Local {
     }
 
     /// Waits for the tensor. Cancel-safe: dropped in the queue, the job was never there; dropped afterwards, the run stops at
-    /// its next block, unless it is others' too.
+    /// its next step, unless it is others' too.
     async fn compute(&self, mut compute: Compute) -> Result<Made, Error> {
         // Whoever drops this future, the flight's deadline say, stops the run too.
         compute.cancel = compute.cancel.child_token();

@@ -110,6 +110,21 @@ fn batches_are_measured_and_the_answer_is_kept_where_it_is_asked_for() {
 }
 
 #[test]
+fn bands_are_held_to_a_whole_run() {
+    let foretold = |memory: &str| {
+        let flags = ["--size", "512", "--runs", "1", "--threads", "2", "--json", "--whole", "--memory", memory];
+        let output = run(&[&["builtin"], &flags[..]].concat());
+        // The builtin network has no norm, and so no moments to round.
+        let told = text(&output.stderr);
+        assert!(output.status.success() && told.contains("the same bits as a whole run's"), "{told}");
+        let found: Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+        found["memory_foretold_bytes"].as_u64().unwrap()
+    };
+    let (whole, bands) = (foretold("1GiB"), foretold("90MiB"));
+    assert!(bands < 90 << 20 && whole > 100 << 20, "{bands} of {whole}");
+}
+
+#[test]
 fn what_cannot_be_measured_is_told_with_a_remedy() {
     let bare = tempfile::tempdir().unwrap();
     let alone = bare.path().join("alone.safetensors");
@@ -122,6 +137,7 @@ fn what_cannot_be_measured_is_told_with_a_remedy() {
         (vec!["builtin", "--runs", "0"], 2, "1..=1000"),
         (vec!["builtin", "--size", "64,128", "--save", "nowhere"], 1, "--save takes one"),
         (vec!["builtin", "--size", "64", "--answer", "uint8"], 1, "the engine failed"),
+        (vec!["builtin", "--size", "64", "--answer", "f16", "--whole"], 2, "cannot be used with"),
         (vec!["builtin", "--like", "flux"], 1, "--like is for files"),
         (vec![alone, "--size", "64"], 1, "--like names another"),
         (vec![alone, "--like", "nobody"], 1, "no model is known"),

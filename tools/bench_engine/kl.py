@@ -131,19 +131,29 @@ class AutoencoderKL(nn.Module):
         return moments[:, : self.latents]
 
 
-@torch.no_grad()
-def seeded(name):
-    """As make_models.py draws them: random by a seed, of a size that fits every precision."""
-    latents, has_quant, dtype = MODELS[name]
+def sow(name):
+    """The same numbers each time, others for each name."""
     torch.manual_seed(SEED + zlib.crc32(name.encode()) % 100000)
-    model = AutoencoderKL(latents, has_quant).eval()
-    for parameter_name, parameter in model.named_parameters():
-        if parameter_name.endswith(".bias"):
+
+
+def draw(model):
+    """Every parameter: a norm or a bias left at its start would cost the same and prove less."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
             parameter.normal_(0.0, 0.1)
         elif parameter.dim() == 1:
             parameter.normal_(1.0, 0.2)
         else:
             parameter.normal_(0.0, parameter[0].numel() ** -0.5)
+
+
+@torch.no_grad()
+def seeded(name):
+    """As make_models.py draws them: random by a seed, of a size that fits every precision."""
+    latents, has_quant, dtype = MODELS[name]
+    sow(name)
+    model = AutoencoderKL(latents, has_quant).eval()
+    draw(model)
     last = model.decoder.conv_out
     spread = model.decode(torch.randn(1, latents, 16, 16)).std()
     last.weight.mul_(0.45 / spread)

@@ -11,12 +11,11 @@ Weights, norms and biases are random by a seed, the last layer is scaled so that
 import argparse
 import pathlib
 import sys
-import zlib
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
-SEED = 20261127
+from kl import draw, sow
 
 # The autoencoder of Stable Diffusion 1, which the later ones differ from in numbers alone.
 KL = {
@@ -64,18 +63,11 @@ MODELS = {
 
 @torch.no_grad()
 def seeded(name):
-    """A model whose every parameter is drawn: a norm or a bias left at its start would cost the same and prove less."""
-    torch.manual_seed(SEED + zlib.crc32(name.encode()) % 100000)
+    """A model of which every parameter is drawn."""
+    sow(name)
     model_class, config, dtype = MODELS[name]
     model = model_class(**config).eval()
-    for parameter_name, parameter in model.named_parameters():
-        if parameter_name.endswith(".bias"):
-            parameter.normal_(0.0, 0.1)
-        elif parameter.dim() == 1:
-            parameter.normal_(1.0, 0.2)
-        else:
-            fan_in = parameter[0].numel()
-            parameter.normal_(0.0, fan_in**-0.5)
+    draw(model)
     last = model.decoder.conv_out if model_class is AutoencoderKL else model.decoder.layers[-1]
     spread = model.decode(torch.randn(1, config["latent_channels"], 16, 16)).sample.std()
     last.weight.mul_(0.45 / spread)

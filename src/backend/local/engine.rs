@@ -227,7 +227,7 @@ impl Autoencoder {
         if inputs.is_empty() {
             return Ok(Vec::new());
         }
-        let mut joined = Joined::default();
+        let (mut joined, mut planes) = (Joined::default(), Vec::new());
         for &Latents { latents, scaling, .. } in inputs {
             let dims = values::dims4(latents, &want)?;
             if dims[1] != self.latent_channels() || !latents.dtype().is_float() {
@@ -242,15 +242,15 @@ impl Autoencoder {
                     *z = (*z / 3.0).tanh() * 3.0;
                 }
             }
-            if !joined.add(z, dims) {
-                return Err(batch::unlike(latents, joined.dims));
-            }
+            joined.add(latents, dims)?;
+            batch::append(&mut planes, z);
         }
-        let Joined { planes: z, dims, counts } = joined;
+        let Joined { dims, counts } = joined;
         let scale = self.spatial_scale(Task::Decode);
         let Plan { in_bands, foretold } = self.plan(Task::Decode, [dims[0], dims[2] * scale, dims[3] * scale]);
         self.arena.keep_within(foretold.inner);
-        let z = Map::from_planes(&z, dims, &self.site, &self.arena)?;
+        let z = Map::from_planes(&planes, dims, &self.site, &self.arena)?;
+        drop(planes);
         let made = decoder.run(z, &mut Run { observer, in_bands })?;
         if let Map::Cuda(map) = made {
             return batch::pictures_of(&map, self.range(), inputs, &counts);
@@ -271,18 +271,20 @@ impl Autoencoder {
         if inputs.is_empty() {
             return Ok(Vec::new());
         }
-        let (dims, counts) = self.dims_of(inputs)?;
+        let joined = self.joined(inputs)?;
+        let Joined { dims, counts } = &joined;
         let Plan { in_bands, foretold } = self.plan(Task::Encode, [dims[0], dims[2], dims[3]]);
         self.arena.keep_within(foretold.inner);
-        let x = self.pictures(inputs, dims)?;
+        let x = self.pictures(inputs, &joined)?;
         let (mut moments, [n, _, h, w]) = encoder.run(x, &mut Run { observer, in_bands })?.into_planes()?;
-        let each = batch::parts(&mut moments, n, &counts).zip(&counts).zip(inputs);
+        let each = batch::parts(&mut moments, n, counts).zip(counts).zip(inputs);
         each.map(|((moments, &n), &Pictures { mode, scaling, dtype, .. })| {
-            let mut z = if self.has_posterior() { pick(moments, n, mode) } else { moments.to_vec() };
-            for z in &mut z {
+            let mut picked = if self.has_posterior() { Some(pick(moments, n, mode)) } else { None };
+            let z = picked.as_deref_mut().unwrap_or(moments);
+            for z in &mut *z {
                 *z = (*z - scaling.shift) * scaling.factor;
             }
-            values::from_f32(&z, [n, self.latent_channels(), h, w], dtype)
+            values::from_f32(z, [n, self.latent_channels(), h, w], dtype)
         })
         .collect()
     }

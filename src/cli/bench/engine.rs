@@ -2,7 +2,7 @@
 //!
 //! The model is loaded once. Each size has a first run, which is told apart since it takes its memory from the system,
 //! and then as many as were asked for. No queue, no cache and no rendering are in the numbers; a picture's numbers stay
-//! f32 to their end.
+//! f32 to their end, unless `--answer` says otherwise.
 
 use std::path::{Path, PathBuf};
 

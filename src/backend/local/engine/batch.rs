@@ -1,6 +1,6 @@
 //! Several inputs of one height and width in one run of the network.
 //!
-//! A small picture leaves threads and devices idle at the seams of its layers; several of them do not. What differs from
+//! A small picture may leave a device idle where several would not (the CPU it does not: docs/BENCHMARKS.md). What differs from
 //! input to input, scaling, dtype and noise, is applied to each by itself before and after, so on the CPU an answer has the
 //! bits that it has alone, whatever else is in the run.
 
@@ -17,7 +17,7 @@ pub struct Latents<'a> {
     pub latents: &'a Tensor,
     /// Undone before the network.
     pub scaling: Scaling,
-    /// Of the answer; a float type.
+    /// Of the answer; a float type, or bytes where [`Autoencoder::decoded_dtype`] asks for them.
     pub dtype: DType,
 }
 
@@ -34,10 +34,10 @@ pub struct Pictures<'a> {
     pub dtype: DType,
 }
 
-/// Planes `[n, c, h, w]` of several inputs, one after the other.
+/// Several inputs, one after the other.
 #[derive(Default)]
 pub(super) struct Joined {
-    pub(super) planes: Vec<f32>,
+    /// `[n, c, h, w]` of all together.
     pub(super) dims: [usize; 4],
     /// How many of `n` are each input's.
     pub(super) counts: Vec<usize>,
@@ -79,63 +79,63 @@ impl Autoencoder {
         plan.in_bands.is_none() && plan.foretold.bytes <= self.memory
     }
 
-    /// The dimensions `[n, c, h, w]` of all pictures together, and how many of `n` are each input's.
-    pub(super) fn dims_of(&self, inputs: &[Pictures<'_>]) -> Result<([usize; 4], Vec<usize>), EngineError> {
+    /// All pictures together, which must fit the model and each other.
+    pub(super) fn joined(&self, inputs: &[Pictures<'_>]) -> Result<Joined, EngineError> {
         let mut joined = Joined::default();
         for &Pictures { pictures, .. } in inputs {
             let scale = self.spatial_scale(Task::Encode);
-            let dims = values::picture_dims(pictures, self.picture_channels(), scale)?;
-            if !joined.add(Vec::new(), dims) {
-                return Err(unlike(pictures, joined.dims));
-            }
+            joined.add(pictures, values::picture_dims(pictures, self.picture_channels(), scale)?)?;
         }
-        Ok((joined.dims, joined.counts))
+        Ok(joined)
     }
 
     /// What an encoder reads.
-    pub(super) fn pictures(&self, inputs: &[Pictures<'_>], dims: [usize; 4]) -> Result<Map, EngineError> {
+    pub(super) fn pictures(&self, inputs: &[Pictures<'_>], joined: &Joined) -> Result<Map, EngineError> {
+        let [_, c, h, w] = joined.dims;
         if let (Some(Accelerator::Cuda(machine)), [Pictures { pictures, .. }]) = (&self.site.device, inputs)
             && pictures.dtype() == DType::U8
         {
             let form = (self.site.precision, self.range());
-            return Ok(Map::Cuda(CudaMap::from_bytes(machine, pictures.data(), dims, form)?));
+            return Ok(Map::Cuda(CudaMap::from_bytes(machine, pictures.data(), joined.dims, form)?));
         }
         let mut planes = Vec::new();
-        for &Pictures { pictures, .. } in inputs {
-            let [_, _, h, w] = dims;
-            let n = pictures.shape().dims()[0];
-            let mut pixels = values::pictures(pictures, [n, dims[1], h, w]);
+        for (&Pictures { pictures, .. }, &n) in inputs.iter().zip(&joined.counts) {
+            let mut pixels = values::pictures(pictures, [n, c, h, w]);
             if self.is_tiny() {
                 for x in &mut pixels {
                     *x = f32::midpoint(*x, 1.0);
                 }
             }
-            if inputs.len() == 1 {
-                planes = pixels;
-            } else {
-                planes.extend_from_slice(&pixels);
-            }
+            append(&mut planes, pixels);
         }
-        Map::from_planes(&planes, dims, &self.site, &self.arena)
+        Map::from_planes(&planes, joined.dims, &self.site, &self.arena)
     }
 }
 
 // === impl Joined ===
 
 impl Joined {
-    /// Adds an input, or does not, where its planes are of another size than those before it.
-    pub(super) fn add(&mut self, planes: Vec<f32>, [n, c, h, w]: [usize; 4]) -> bool {
+    /// Adds an input of `dims`, which must be those of the others but for their number.
+    pub(super) fn add(&mut self, input: &Tensor, dims: [usize; 4]) -> Result<(), EngineError> {
         if self.counts.is_empty() {
-            (self.planes, self.dims, self.counts) = (planes, [n, c, h, w], vec![n]);
-            return true;
+            self.dims[1..].copy_from_slice(&dims[1..]);
         }
-        if self.dims[1..] != [c, h, w] {
-            return false;
+        let [_, c, h, w] = self.dims;
+        if dims[1..] != [c, h, w] {
+            return Err(values::misfit(input, &format!("planes of [n,{c},{h},{w}] like the others of the run")));
         }
-        self.planes.extend_from_slice(&planes);
-        self.dims[0] += n;
-        self.counts.push(n);
-        true
+        self.dims[0] += dims[0];
+        self.counts.push(dims[0]);
+        Ok(())
+    }
+}
+
+/// Puts planes behind others; those of the first input are not copied.
+pub(super) fn append(planes: &mut Vec<f32>, more: Vec<f32>) {
+    if planes.is_empty() {
+        *planes = more;
+    } else {
+        planes.extend_from_slice(&more);
     }
 }
 
@@ -177,10 +177,4 @@ pub(super) fn parts<'a>(
         rest = after;
         part
     })
-}
-
-/// Of an input that is not as wanted, or not as those before it.
-pub(super) fn unlike(tensor: &Tensor, dims: [usize; 4]) -> EngineError {
-    let [_, c, h, w] = dims;
-    values::misfit(tensor, &format!("planes of [n,{c},{h},{w}] like the others of the run"))
 }

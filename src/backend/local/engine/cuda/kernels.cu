@@ -6,7 +6,7 @@
 // an order that depends on the shape alone, so a run gives the same bits each time. Offsets are 64 bits wide: a map may have
 // more than 2^31 elements. Grids are chosen in `cuda/grid.rs`.
 //
-// This file is compiled twice: by nvcc to PTX (build.rs), and by tests/it/cuda_kernels.rs for the CPU, where
+// This file is compiled twice: by nvcc to PTX (build.rs), and by the tests in `cuda/tests.rs` for the CPU, where
 // tests/cuda/emulate.cpp stands in for the machine and every kernel is held to plain sums.
 
 typedef long long i64;
